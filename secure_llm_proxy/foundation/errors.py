@@ -1,0 +1,211 @@
+"""Every error a client can meet, in one tree.
+
+    ProxyError
+    ├── InvalidRequest           400  invalid_request_error
+    │   ├── UnsupportedMedia     415
+    │   └── RequestTooLarge      413
+    ├── RequestTimeout           408  invalid_request_error
+    ├── AuthenticationFailed     401  authentication_error
+    ├── PermissionDenied         403  permission_error
+    ├── NotFound                 404  invalid_request_error
+    ├── MethodNotAllowed         405  invalid_request_error
+    ├── RateLimited              429  rate_limit_error
+    ├── UpstreamFailed           502  upstream_error
+    │   ├── UpstreamTimeout      504
+    │   └── UpstreamRefused      4xx as the provider answered
+    ├── Unavailable              503  service_unavailable
+    ├── ClientGone               499  (never rendered: nobody is there to read it)
+    └── InternalError            500  internal_error
+
+`public` is for the client and `detail` for the operator's log; neither ever holds prompt text or a secret.
+`code` comes from `ErrorCode`, which is closed and documented in docs/api.md; metrics label by it.
+Rendering to a wire shape happens once, in `web/errors.py`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ErrorCode(StrEnum):
+    """The closed set of `error.code` values. A test holds docs/api.md to it."""
+
+    INVALID_JSON = "invalid_json"
+    DUPLICATE_KEY = "duplicate_key"
+    NESTED_TOO_DEEPLY = "nested_too_deeply"
+    INVALID_ENCODING = "invalid_encoding"
+    INVALID_NUMBER = "invalid_number"
+    EMPTY_BODY = "empty_body"
+    MISSING_PARAMETER = "missing_parameter"
+    INVALID_TYPE = "invalid_type"
+    INVALID_VALUE = "invalid_value"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    MALFORMED_REQUEST = "malformed_request"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    UNSUPPORTED_CONTENT_ENCODING = "unsupported_content_encoding"
+    REQUEST_TOO_LARGE = "request_too_large"
+    REQUEST_TIMEOUT = "request_timeout"
+    MISSING_API_KEY = "missing_api_key"
+    INVALID_API_KEY = "invalid_api_key"
+    API_KEY_EXPIRED = "api_key_expired"
+    API_KEY_REVOKED = "api_key_revoked"
+    API_KEY_IN_URL = "api_key_in_url"
+    ACCOUNT_LOCKED = "account_locked"
+    SCOPE_MISSING = "scope_missing"
+    MODEL_NOT_ALLOWED = "model_not_allowed"
+    ADDRESS_BLOCKED = "address_blocked"
+    AGENT_BLOCKED = "agent_blocked"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    MODEL_NOT_FOUND = "model_not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+    CONCURRENCY_LIMIT_EXCEEDED = "concurrency_limit_exceeded"
+    UPSTREAM_ERROR = "upstream_error"
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    UPSTREAM_REJECTED = "upstream_rejected"
+    UPSTREAM_RATE_LIMITED = "upstream_rate_limited"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    AUDIT_UNAVAILABLE = "audit_unavailable"
+    DATABASE_UNAVAILABLE = "database_unavailable"
+    MODELS_UNAVAILABLE = "models_unavailable"
+    CLIENT_GONE = "client_gone"
+    INTERNAL_ERROR = "internal_error"
+
+
+class ProxyError(Exception):
+    """An error with a public face. Raise a subclass where the fact is known; it is rendered once, at the door."""
+
+    status: int = 500
+    type: ClassVar[str] = "internal_error"
+    default_code: ClassVar[ErrorCode] = ErrorCode.INTERNAL_ERROR
+
+    def __init__(
+        self,
+        public: str,
+        *,
+        code: ErrorCode | None = None,
+        param: str | None = None,
+        detail: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(public)
+        self.public = public
+        self.code = code or self.default_code
+        self.param = param
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ProxyError):
+    status = 400
+    type = "invalid_request_error"
+    default_code = ErrorCode.INVALID_VALUE
+
+
+class UnsupportedMedia(InvalidRequest):
+    status = 415
+    default_code = ErrorCode.UNSUPPORTED_MEDIA_TYPE
+
+
+class RequestTooLarge(InvalidRequest):
+    status = 413
+    default_code = ErrorCode.REQUEST_TOO_LARGE
+
+
+class RequestTimeout(ProxyError):
+    status = 408
+    type = "invalid_request_error"
+    default_code = ErrorCode.REQUEST_TIMEOUT
+
+
+class AuthenticationFailed(ProxyError):
+    status = 401
+    type = "authentication_error"
+    default_code = ErrorCode.INVALID_API_KEY
+
+
+class PermissionDenied(ProxyError):
+    status = 403
+    type = "permission_error"
+    default_code = ErrorCode.FORBIDDEN
+
+
+class NotFound(ProxyError):
+    status = 404
+    type = "invalid_request_error"
+    default_code = ErrorCode.NOT_FOUND
+
+
+class MethodNotAllowed(ProxyError):
+    status = 405
+    type = "invalid_request_error"
+    default_code = ErrorCode.METHOD_NOT_ALLOWED
+
+
+class RateLimited(ProxyError):
+    """`retry_after_s` is whole seconds, at least 1."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = ErrorCode.RATE_LIMIT_EXCEEDED
+
+
+class UpstreamFailed(ProxyError):
+    """The provider could not be reached or answered nonsense. Never names its host."""
+
+    status = 502
+    type = "upstream_error"
+    default_code = ErrorCode.UPSTREAM_ERROR
+
+
+class UpstreamTimeout(UpstreamFailed):
+    status = 504
+    default_code = ErrorCode.UPSTREAM_TIMEOUT
+
+
+class UpstreamRefused(UpstreamFailed):
+    """The provider understood the request and refused it; `status` is the client-facing 4xx."""
+
+    default_code = ErrorCode.UPSTREAM_REJECTED
+
+    def __init__(
+        self,
+        public: str,
+        *,
+        status: int,
+        code: ErrorCode | None = None,
+        param: str | None = None,
+        detail: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(public, code=code, param=param, detail=detail, retry_after_s=retry_after_s)
+        self.status = status
+
+
+class Unavailable(ProxyError):
+    """A part that the route cannot do without is away. The client may retry."""
+
+    status = 503
+    type = "service_unavailable"
+    default_code = ErrorCode.AUDIT_UNAVAILABLE
+
+
+class ClientGone(ProxyError):
+    """The client closed its connection before the answer was whole."""
+
+    status = 499
+    type = "client_gone"
+    default_code = ErrorCode.CLIENT_GONE
+
+
+class InternalError(ProxyError):
+    """A defect of ours. The public text is always the same."""
+
+    def __init__(self, *, detail: str) -> None:
+        super().__init__("The proxy failed to handle this request.", detail=detail)
+
+
+class OperatorError(Exception):
+    """Something an operator must put right. Its text says what is wrong, where, and what to do."""

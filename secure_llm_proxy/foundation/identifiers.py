@@ -1,0 +1,36 @@
+"""Prefixed, time-sortable identifiers: `exc_01KAHG…` (ULID, github.com/ulid/spec: 48 bits of ms, 80 random bits)."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NewType
+
+ExchangeId = NewType("ExchangeId", str)
+RecordId = NewType("RecordId", str)
+UserId = NewType("UserId", str)
+KeyId = NewType("KeyId", str)
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def ulid() -> str:
+    """26 characters of Crockford base32; sorts by creation time at a resolution of 1 ms."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return "".join([_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5)])
+
+
+def new_exchange_id() -> ExchangeId:
+    return ExchangeId("exc_" + ulid())
+
+
+def new_record_id() -> RecordId:
+    return RecordId(ulid())
+
+
+def new_user_id() -> UserId:
+    return UserId("usr_" + ulid())
+
+
+def new_key_id() -> KeyId:
+    return KeyId("key_" + ulid())

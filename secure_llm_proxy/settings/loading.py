@@ -1,0 +1,289 @@
+"""From names and text to sections; every mistake is collected before one exception tells them all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args, get_origin
+
+from dotenv import dotenv_values
+from pydantic import SecretStr, ValidationError
+
+from secure_llm_proxy.settings.database_url import normalise_database_url
+from secure_llm_proxy.settings.registry import Section, Setting, settings_of
+from secure_llm_proxy.settings.sections import (
+    SECTIONS,
+    AuditSettings,
+    ServerSettings,
+    Settings,
+    TelemetrySettings,
+)
+from secure_llm_proxy.settings.strength import weakness_of
+
+# Names of the origins whose work this release does not do yet. Taking them in silence would promise what is not kept.
+NOT_YET: dict[str, str] = {
+    "AUDIT_BACKUP_ENABLED": "audit backups are not made by this release; back up AUDIT_DIR and AUDIT_KEYS_DIR yourself",
+    "MODELS_FILE": "models are listed with LLM_MODELS in this release",
+    "MFA_REQUIRED": "there is no interactive login yet; API keys are the only way in",
+    "SESSION_TIMEOUT": "there are no sessions yet",
+    "CACHE_ENABLED": "there is no response cache yet",
+    "CACHE_TTL_SECONDS": "there is no response cache yet",
+    "ENABLE_REQUEST_LOGGING": "requests are always recorded in the audit log",
+}
+# Read by our parts but not settings of ours, so they may stand in `.env` too.
+_FOREIGN = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR", "TZ", "PYTHONUNBUFFERED", "PROMETHEUS_MULTIPROC_DIR", "NO_COLOR"})
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing wrong with one variable."""
+
+    name: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.problem}"
+
+
+class SettingsError(Exception):
+    """Nothing starts. `mistakes` holds every one found, each by variable name."""
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        self.mistakes = mistakes
+        count = "1 setting is" if len(mistakes) == 1 else f"{len(mistakes)} settings are"
+        super().__init__(f"{count} wrong, nothing was started:\n" + "\n".join(f"  - {mistake}" for mistake in mistakes))
+
+
+def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | None = None) -> Settings:
+    """Read `.env`, systemd credentials and the environment (the later ones win) into checked sections.
+
+    Raises `SettingsError` with every mistake. The audit writer's key is left out: only
+    `load_audit_writer_settings` hands it over.
+    """
+    values, mistakes = _collect(environ, env_file)
+    settings = _build(values, mistakes)
+    mistakes += _contradictions(settings, values)
+    if mistakes:
+        raise SettingsError(mistakes)
+    return settings.model_copy(update={"audit": settings.audit.model_copy(update={"kek": None})})
+
+
+def load_audit_writer_settings(
+    environ: Mapping[str, str] | None = None, *, env_file: Path | None = None
+) -> AuditSettings:
+    """The audit writer's section, with its key-encryption key. Looks at no other section's values."""
+    values, mistakes = _collect(environ, env_file)
+    settings = _build(values, [])
+    names = {setting.name for setting in settings_of(AuditSettings)}
+    mistakes = [mistake for mistake in mistakes if mistake.name in names]
+    _build_section(AuditSettings, values, mistakes, production=settings.is_production)
+    if settings.audit.kek is None and settings.audit.encryption_enabled:
+        mistakes.append(Mistake("AUDIT_KEK", "is missing; make one with: openssl rand -hex 32"))
+    if mistakes:
+        raise SettingsError(mistakes)
+    return settings.audit
+
+
+def known_settings() -> list[Setting]:
+    return [described for section in SECTIONS.values() for described in settings_of(section)]
+
+
+def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> tuple[dict[str, str], list[Mistake]]:
+    environ = os.environ if environ is None else environ
+    by_name = {name: setting for setting in known_settings() for name in (setting.name, *setting.synonyms)}
+    mistakes: list[Mistake] = []
+    values: dict[str, str] = {}
+    given_as: dict[str, tuple[str, str]] = {}
+    path = env_file or Path(environ.get("ENV_FILE", ".env"))
+    in_file = {name: value or "" for name, value in dotenv_values(path, interpolate=False).items()} if path.is_file() else {}
+    for name in in_file:
+        if name not in by_name and name not in _FOREIGN:
+            mistakes.append(_unknown(name, by_name, f"in {path}"))
+    for name in environ:
+        if name not in by_name and name not in in_file and (name in NOT_YET or _near_miss(name, by_name)):
+            mistakes.append(_unknown(name, by_name, "in the environment"))
+    for source in (in_file, _credentials(environ, by_name), environ):
+        seen_here: dict[str, tuple[str, str]] = {}
+        for name, setting in by_name.items():
+            if (value := source.get(name)) is None or value == "":
+                continue
+            if setting.name in seen_here and seen_here[setting.name][1] != value:
+                other = seen_here[setting.name][0]
+                mistakes.append(Mistake(name, f"contradicts {other}, which means the same; set only one of them"))
+            seen_here[setting.name] = (name, value)
+            values[setting.name] = value.strip()
+        given_as.update(seen_here)
+    return values, mistakes
+
+
+def _credentials(environ: Mapping[str, str], by_name: Mapping[str, Setting]) -> dict[str, str]:
+    """systemd's LoadCredential= files, named like the setting in lower case (systemd.exec(5))."""
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        return {}
+    found = {}
+    for name in by_name:
+        for candidate in (Path(directory) / name.lower(), Path(directory) / name):
+            if candidate.is_file():
+                found[name] = candidate.read_text(encoding="utf-8").strip()
+                break
+    return found
+
+
+def _unknown(name: str, by_name: Mapping[str, Setting], where: str) -> Mistake:
+    if name in NOT_YET:
+        return Mistake(name, f"has no effect in this release, so it is refused {where}: {NOT_YET[name]}")
+    near = _near_miss(name, by_name)
+    return Mistake(name, f"is not a setting ({where})" + (f"; did you mean {near}?" if near else "; see docs/configuration.md"))
+
+
+def _near_miss(name: str, by_name: Mapping[str, Setting]) -> str | None:
+    """A known name within one edit (two from 12 characters on). Short names are left alone: HOST is not POST."""
+    if len(name) < 6 or not name.isupper():
+        return None
+    allowed = 2 if len(name) >= 12 else 1
+    best = min(by_name, key=lambda known: _edits(name, known, allowed))
+    return best if _edits(name, best, allowed) <= allowed else None
+
+
+def _edits(left: str, right: str, enough: int) -> int:
+    """Optimal string alignment distance; anything over `enough` may come back as `enough + 1`."""
+    if abs(len(left) - len(right)) > enough:
+        return enough + 1
+    before: list[int] = []
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left, 1):
+        before, last, row = row, before, [i]
+        for j, b in enumerate(right, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == right[j - 2] and left[i - 2] == b:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def _build(values: Mapping[str, str], mistakes: list[Mistake]) -> Settings:
+    profile = values.get("FLASK_ENV", "embedded").lower()
+    if profile in {"development", "testing", "embedded"}:
+        profile = "embedded"
+    values = {**values, "FLASK_ENV": profile}
+    production = profile == "production"
+    built = {
+        name: _build_section(section, values, mistakes, production=production) for name, section in SECTIONS.items()
+    }
+    settings = Settings.model_validate(built)
+    return _with_derived_defaults(settings, values)
+
+
+def _build_section(
+    section: type[Section], values: Mapping[str, str], mistakes: list[Mistake], *, production: bool
+) -> Section:
+    given: dict[str, object] = {}
+    names: dict[str, str] = {}
+    for described in settings_of(section):
+        names[described.field] = described.name
+        if described.name in values:
+            given[described.field] = _split(section, described.field, values[described.name])
+        elif production and described.production != described.default:
+            given[described.field] = described.production
+    try:
+        return section.model_validate(given)
+    except ValidationError as error:
+        wrong = set()
+        for item in error.errors(include_url=False, include_input=False, include_context=False):
+            field = str(item["loc"][0])
+            wrong.add(field)
+            mistakes.append(Mistake(names[field], item["msg"][:1].lower() + item["msg"][1:]))
+        return section.model_validate({field: value for field, value in given.items() if field not in wrong})
+
+
+def _split(section: type[Section], field: str, value: str) -> object:
+    annotation = section.model_fields[field].annotation
+    if get_origin(annotation) is tuple and get_args(annotation)[0] is str:
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if annotation in (bool,):
+        return value.lower()
+    return value
+
+
+def _with_derived_defaults(settings: Settings, values: Mapping[str, str]) -> Settings:
+    """Paths that hang on INSTANCE_DIR, limits that hang on the origin's pair, and a URL in one form."""
+    instance = settings.server.instance_directory.absolute()
+    audit: dict[str, object] = {
+        "directory": (settings.audit.directory if "AUDIT_DIR" in values else instance / "audit").absolute(),
+        "keys_directory": (settings.audit.keys_directory if "AUDIT_KEYS_DIR" in values else instance / "audit-keys").absolute(),
+        "socket": (settings.audit.socket if "AUDIT_SOCKET" in values else instance / "run" / "audit.sock").absolute(),
+    }
+    url = values.get("DATABASE_URL") or f"sqlite:///{instance / 'app.db'}"
+    telemetry: dict[str, object] = {}
+    if "LOG_DIR" not in values:
+        telemetry["log_directory"] = instance / "log"
+    if settings.server.debug:
+        telemetry["log_level"] = "DEBUG"
+    throttling: dict[str, object] = {"workers": settings.server.workers}
+    return settings.model_copy(
+        update={
+            "server": settings.server.model_copy(update={"instance_directory": instance}),
+            "audit": settings.audit.model_copy(update=audit),
+            "database": settings.database.model_copy(update={"url": SecretStr(normalise_database_url(url))}),
+            "telemetry": _updated(settings.telemetry, telemetry),
+            "throttling": settings.throttling.model_copy(update=throttling),
+        }
+    )
+
+
+def _updated(section: TelemetrySettings, changes: dict[str, object]) -> TelemetrySettings:
+    return section.model_copy(update=changes)
+
+
+def _contradictions(settings: Settings, values: Mapping[str, str]) -> list[Mistake]:
+    found: list[Mistake] = []
+    server: ServerSettings = settings.server
+    database = settings.database.url.get_secret_value()
+    if not database.startswith(("sqlite:", "postgresql+psycopg2:")):
+        found.append(Mistake("DATABASE_URL", "names neither PostgreSQL nor SQLite; use postgresql://user:password@host/name"))
+    if server.workers > 1:
+        if settings.redis.url is None:
+            found.append(Mistake("REDIS_URL", f"is missing, and {server.workers} workers can't share limits without Redis; set it or WORKERS=1"))
+        if database.startswith("sqlite:"):
+            found.append(Mistake("DATABASE_URL", f"is SQLite, which serves one worker; set PostgreSQL or WORKERS=1 (now {server.workers})"))
+    if settings.redis.url is not None and not settings.redis.url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        found.append(Mistake("REDIS_URL", "must start with redis://, rediss:// or unix://"))
+    if server.bind is not None and not server.bind.startswith("unix:/"):
+        found.append(Mistake("BIND", "must be unix:/absolute/path; for TCP use HOST and PORT"))
+    url = settings.upstream.api_url
+    if url is not None and not url.startswith(("https://", "http://")):
+        found.append(Mistake("LLM_API_URL", "must start with https:// or http://"))
+    if settings.throttling.rate_window_s is not None and settings.throttling.rate_requests is None:
+        found.append(Mistake("RATE_LIMIT_WINDOW", "is set without RATE_LIMIT_REQUESTS"))
+    for name, secret in (("SECRET_KEY", settings.secrets.secret_key), ("ENCRYPTION_KEY", settings.secrets.encryption_key)):
+        if secret is None:
+            found.append(Mistake(name, "is missing; make one with: openssl rand -hex 32"))
+        elif settings.is_production and (weakness := weakness_of(secret.get_secret_value())):
+            found.append(Mistake(name, f"{weakness}; make one with: openssl rand -hex 32"))
+    if settings.is_production:
+        found += _relaxations_refused(settings)
+    return found
+
+
+def _relaxations_refused(settings: Settings) -> list[Mistake]:
+    refused = [Mistake(name, f"{problem}, which production refuses") for name, problem in relaxed_settings(settings)]
+    if settings.upstream.api_url is None:
+        refused.append(Mistake("LLM_API_URL", "is missing, and production does not route to the demo model"))
+    return refused
+
+
+def relaxed_settings(settings: Settings) -> list[tuple[str, str]]:
+    """Every setting that is weaker than the product would have it, with a sentence each."""
+    relaxed = []
+    if settings.server.debug:
+        relaxed.append(("DEBUG", "is on"))
+    if not settings.upstream.ssl_verify:
+        relaxed.append(("SSL_VERIFY", "is false: the provider's certificate is not checked"))
+    if not settings.identity.authentication_required:
+        relaxed.append(("AUTHENTICATION_REQUIRED", "is false: anybody may ask"))
+    if not settings.audit.encryption_enabled:
+        relaxed.append(("AUDIT_ENCRYPTION_ENABLED", "is false: prompts stand readable in the audit log"))
+    return relaxed

@@ -1,0 +1,52 @@
+"""What the corridor hands to the audit room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from secure_llm_proxy.foundation.identifiers import RecordId
+from secure_llm_proxy.vocabulary.events import AuditType, EventName
+
+ClearValue = str | int | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One record to be sealed.
+
+    `clear` stays readable in the log, so it holds identifiers, counts, codes and times only; `body` (any bytes, usually
+    JSON) is encrypted and holds everything a person wrote or is known by: prompts, answers, addresses, names.
+    """
+
+    id: RecordId
+    type: AuditType
+    exchange_id: str
+    event: EventName | None = None
+    clear: Mapping[str, ClearValue] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class AuditJournal(Protocol):
+    """The audit room's face. Records of one journal become durable in the order in which they were handed over."""
+
+    def record(self, event: AuditEvent) -> None:
+        """Return when `event`, and all handed over before it, is on disk.
+
+        Raises `Unavailable(audit_unavailable)` after the patience (2 s) or at once when too much is unacknowledged; the
+        event stays queued in the first case and is written when the writer is back.
+        """
+        ...
+
+    def post(self, event: AuditEvent) -> None:
+        """Queue `event` without waiting. Raises `Unavailable` only when the queue is full."""
+        ...
+
+    def trouble(self) -> str | None:
+        """A sentence for the operator when records can't become durable now, else None."""
+        ...
+
+    def close(self) -> None:
+        """Wait (bounded) until everything queued is durable, then hang up."""
+        ...

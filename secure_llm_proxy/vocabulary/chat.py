@@ -1,0 +1,70 @@
+"""A chat request and what comes back, in the words of the OpenAI wire format of 2026-11."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from secure_llm_proxy.foundation.strict_json import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """`payload` is the whole request as it will be written anew for the provider, unknown parameters kept."""
+
+    model: str
+    stream: bool
+    payload: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes: the provider's name in our words, and the model's name in the provider's."""
+
+    provider: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Model tokens, as the provider counted them; None where it did not say."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer. `payload` is the provider's JSON object, `text` the text of its choices joined in order."""
+
+    payload: JsonObject
+    text: str
+    usage: Usage
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One server-sent event of a stream: the `data` as it came (one JSON object, without the field name), parsed.
+
+    `text` is what its choices add to the visible answer; `usage` is set on the event that carries it.
+    """
+
+    data: bytes
+    payload: JsonObject
+    text: str
+    usage: Usage | None
+
+
+class CompletionStream(Protocol):
+    """A running answer whose first event has arrived already (so that an error could still choose the status).
+
+    Iteration ends at the provider's `[DONE]`; it raises `UpstreamFailed`/`UpstreamTimeout` when the stream breaks off,
+    and `ClientGone` when the exchange was cancelled. `close()` ends the provider's work at once, may be called twice.
+    """
+
+    def __iter__(self) -> Iterator[StreamEvent]: ...
+
+    def close(self) -> None: ...

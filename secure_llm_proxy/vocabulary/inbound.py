@@ -1,0 +1,33 @@
+"""A request as it stands at the door, free of any web framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from secure_llm_proxy.foundation.cancellation import Cancellation
+from secure_llm_proxy.foundation.identifiers import ExchangeId
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """What the corridor may know of a request before it reads the body.
+
+    `credentials` are the values of every header that may carry one, in order of precedence, without "Bearer ".
+    `read_body` returns the body or raises (too large, too slow, compressed); it is called once, after throttling.
+    `person` is who the application says is asking (`X-User-ID`), if it says so.
+    """
+
+    exchange_id: ExchangeId
+    door: str
+    address: str
+    user_agent: str
+    credentials: tuple[str, ...]
+    key_in_url: bool
+    content_type: str
+    started_s: float
+    read_body: Callable[[], bytes]
+    cancellation: Cancellation = field(default_factory=Cancellation)
+    person: str | None = None
+    session: str | None = None
+    correlation_id: str | None = None
