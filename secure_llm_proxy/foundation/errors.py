@@ -3,7 +3,8 @@
     ProxyError
     ├── InvalidRequest           400  invalid_request_error
     │   ├── UnsupportedMedia     415
-    │   └── RequestTooLarge      413
+    │   ├── RequestTooLarge      413
+    │   └── Misdirected          421
     ├── RequestTimeout           408  invalid_request_error
     ├── AuthenticationFailed     401  authentication_error
     ├── PermissionDenied         403  permission_error
@@ -57,6 +58,7 @@ class ErrorCode(StrEnum):
     ADDRESS_BLOCKED = "address_blocked"
     AGENT_BLOCKED = "agent_blocked"
     FORBIDDEN = "forbidden"
+    UNKNOWN_HOST = "unknown_host"
     NOT_FOUND = "not_found"
     MODEL_NOT_FOUND = "model_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -112,6 +114,11 @@ class UnsupportedMedia(InvalidRequest):
 class RequestTooLarge(InvalidRequest):
     status = 413
     default_code = ErrorCode.REQUEST_TOO_LARGE
+
+
+class Misdirected(InvalidRequest):
+    status = 421
+    default_code = ErrorCode.UNKNOWN_HOST
 
 
 class RequestTimeout(ProxyError):

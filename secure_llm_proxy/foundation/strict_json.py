@@ -56,11 +56,14 @@ def loads(body: bytes, *, max_depth: int = MAX_DEPTH) -> JsonValue:
         # int() refuses more than 4,300 digits (CVE-2020-10735)
         raise _bad_number() from None
     _check_depth(value, max_depth)
+    if "\\u" in text:
+        # Only an escape can spell a lone surrogate: UTF-8 that holds one was refused above.
+        dumps(value)
     return value
 
 
 def dumps(value: object) -> bytes:
-    """Compact UTF-8 JSON. Raises `InvalidRequest` for a lone surrogate, the only thing `loads` leaves to this check."""
+    """Compact UTF-8 JSON. Raises `InvalidRequest` for a lone surrogate, of which `loads` never returns one."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
@@ -75,9 +78,9 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                shown = name[:64].encode("ascii", "backslashreplace").decode()
+                shown = name[:64].encode("unicode_escape").decode("ascii")
                 raise InvalidRequest(
-                    f"The key {shown!r} stands twice in one JSON object.", code=ErrorCode.DUPLICATE_KEY, param=shown
+                    f"The key `{shown}` stands twice in one JSON object.", code=ErrorCode.DUPLICATE_KEY, param=shown
                 )
             seen.add(name)
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
 
 _DRIVERS = {
     "postgres": "postgresql+psycopg2",
@@ -25,9 +25,12 @@ def normalise_database_url(url: str) -> str:
         return url
     if driver == "sqlite":
         return f"sqlite://{rest}"
-    parts = urlsplit(f"postgresql://{rest}")
-    query = [
+    # Taken apart by hand: urlunsplit() drops the `//` of `postgresql:///name?host=/run/postgresql`, and a password may
+    # hold `?` or `#`.
+    credentials, at, target = rest.rpartition("@")
+    target, mark, query = target.partition("?")
+    options = [
         ("sslmode", _SSL_MODES.get(value.lower(), value)) if name == "ssl" else (name, value)
-        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        for name, value in parse_qsl(query, keep_blank_values=True)
     ]
-    return urlunsplit(parts._replace(scheme=driver, query=urlencode(query)))
+    return f"{driver}://{credentials}{at}{target}{mark}{urlencode(options)}"

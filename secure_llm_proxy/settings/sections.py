@@ -116,6 +116,9 @@ class UpstreamSettings(Section):
     api_url: str | None = setting(
         "LLM_API_URL", None, "Base URL of an OpenAI-compatible provider, e.g. https://api.openai.com/v1. Unset outside production: the demo model."
     )
+    demo_url: str | None = setting(
+        "DEMO_UPSTREAM_URL", None, "Where the demo model listens; set by `manage.py serve` for its workers, ignored with LLM_API_URL."
+    )
     api_key: SecretStr | None = setting("LLM_API_KEY", None, "The provider's key, sent as Bearer.", secret=True)
     models: tuple[str, ...] = setting(
         "LLM_MODELS", (), "Models on offer (comma list). Empty: the provider's own list, asked every MODELS_CACHE_S."
@@ -201,7 +204,7 @@ class ThrottlingSettings(Section):
     address_burst: int = setting("ADDRESS_RATE_LIMIT_BURST", 1000, "Burst per client address.", production=50, ge=1)
     address_concurrent: int = setting("CONCURRENT_REQUESTS_PER_ADDRESS", 1000, "Requests in flight per address.", production=500, ge=1)
     rate_requests: int | None = setting(
-        "RATE_LIMIT_REQUESTS", None, "Origin's form: so many requests per RATE_LIMIT_WINDOW; applies only when set.", ge=1
+        "RATE_LIMIT_REQUESTS", None, "Origin's form: so many requests per RATE_LIMIT_WINDOW, as a whole rate per minute (rounded down, at least 1); applies only when set.", ge=1
     )
     rate_window_s: int | None = setting("RATE_LIMIT_WINDOW", None, "Seconds of RATE_LIMIT_REQUESTS' window; 60 if unset.", ge=1)
     slot_ttl_s: float = setting("IN_FLIGHT_TTL_S", 900.0, "Seconds after which a dead worker's in-flight slot frees itself.", gt=0)

@@ -11,9 +11,12 @@ from secure_llm_proxy.foundation.strict_json import JsonObject
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """`payload` is the whole request as it will be written anew for the provider, unknown parameters kept."""
+    """`payload` is the whole request as it will be written anew for the provider, unknown parameters kept.
 
-    model: str
+    `model` None means that the caller named none: routing takes the default.
+    """
+
+    model: str | None
     stream: bool
     payload: JsonObject
 

@@ -9,6 +9,7 @@ class EventName(StrEnum):
     """The operators' event names (the origin's), in app.log and as `ev` in the audit log."""
 
     CHAT_REQUEST = "CHAT_REQUEST"
+    MODELS_REQUEST = "MODELS_REQUEST"
     SECURITY_EVENT = "SECURITY_EVENT"
     RATE_LIMIT_EXCEEDED = "RATE_LIMIT_EXCEEDED"
     AUTHENTICATION_FAILED = "AUTHENTICATION_FAILED"

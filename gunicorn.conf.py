@@ -1,0 +1,55 @@
+"""Gunicorn's options, from our settings. `gunicorn app:app` and `manage.py serve` both read this file."""
+
+import os
+import shutil
+from typing import Any
+
+from secure_llm_proxy.settings import load_settings
+
+_settings = load_settings()
+_server = _settings.server
+
+bind = _server.bind or f"{_server.host}:{_server.port}"
+workers = _server.workers
+worker_class = "secure_llm_proxy.server.worker.Worker"
+worker_connections = _server.worker_connections
+graceful_timeout = _server.graceful_timeout_s
+timeout = 60
+keepalive = _server.keepalive_s
+max_requests = _server.max_requests
+max_requests_jitter = _server.max_requests // 10
+# gunicorn's other parser (h1c) accepts bare LF, folded lines and underscore aliases: banned.
+http_parser = "python"
+header_map = "refuse"
+forwarder_headers = ""
+forwarded_allow_ips = ""
+limit_request_line = 8190
+limit_request_fields = 100
+limit_request_field_size = 8190
+control_socket_disable = True
+accesslog = None
+umask = 0o007
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  a heartbeat must not wait for a disk
+
+# prometheus_client looks at this when it is first imported, so it must stand before any worker loads the app.
+_metrics_dir = _server.instance_directory / "run" / "prometheus"
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_dir)
+
+
+def on_starting(_server: Any) -> None:
+    """Old workers' counters would be added to the new ones'."""
+    shutil.rmtree(_metrics_dir, ignore_errors=True)
+    _metrics_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    from prometheus_client import multiprocess  # noqa: PLC0415  the master has no other use for it
+
+    multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    """The last requests are over: hand the rest to the audit writer, flush what was collected."""
+    from app import stop  # noqa: PLC0415
+
+    stop()

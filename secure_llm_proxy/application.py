@@ -1,0 +1,104 @@
+"""create_app: the Flask application around the house."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Engine
+
+from secure_llm_proxy.foundation.database import Database, Model
+from secure_llm_proxy.services import Services, build_services
+from secure_llm_proxy.settings import Settings
+from secure_llm_proxy.settings.loading import relaxed_settings
+from secure_llm_proxy.telemetry import configure_logs, render_metrics, start_error_reports
+from secure_llm_proxy.web.chat.views import make_chat_door
+from secure_llm_proxy.web.hooks import install_hooks
+from secure_llm_proxy.web.house import WebHouse, attach
+from secure_llm_proxy.web.openai.views import make_openai_doors
+from secure_llm_proxy.web.operations.views import make_operations_doors
+
+_SERVICES = "secure_llm_proxy.services"
+
+
+def create_app(settings: Settings) -> Flask:
+    """Build and start one worker's application. Call `stop_services(app)` at its end."""
+    configure_logs(settings.telemetry, to_syslog=settings.is_production)
+    start_error_reports(settings.telemetry, environment=settings.server.profile)
+    app = Flask("secure_llm_proxy", static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.strict_slashes = True
+    app.url_map.merge_slashes = False
+    services = build_services(settings)
+    app.extensions[_SERVICES] = services
+    _wrap_database(app, services.database)
+    attach(app, _web_house(settings, services))
+    install_hooks(app)
+    for doors in (make_chat_door(), make_openai_doors(), make_operations_doors()):
+        app.register_blueprint(doors)
+    services.start()
+    return app
+
+
+def stop_services(app: Flask) -> None:
+    """End the background work, flush, hang up."""
+    services: Services = app.extensions[_SERVICES]
+    services.stop()
+
+
+def _wrap_database(app: Flask, database: Database) -> None:
+    """Flask-SQLAlchemy and Flask-Migrate work on the one engine that `foundation` owns."""
+
+    class SharedEngine(SQLAlchemy):
+        def _make_engine(self, _bind_key: str | None, _options: dict[str, Any], _app: Flask) -> Engine:
+            return database.engine
+
+    app.config["SQLALCHEMY_DATABASE_URI"] = database.engine.url
+    db = SharedEngine(app, metadata=Model.metadata)
+    Migrate(app, db, directory="migrations")
+
+
+def _web_house(settings: Settings, services: Services) -> WebHouse:
+    def security_status() -> dict[str, object]:
+        admission, throttling, audit = settings.admission, settings.throttling, settings.audit
+        counts = services.metrics.security_counts()
+        return {
+            "security_metrics": {
+                "active_clients": counts.in_progress,
+                "total_requests_processed": counts.requests,
+                "rate_limit_violations": counts.rate_limited,
+                "blocked_requests": counts.blocked,
+                "blocked_ips_count": len(admission.blocked_addresses),
+                "allowed_ips_count": len(admission.allowed_addresses),
+            },
+            "security_config": {
+                "profile": settings.server.profile,
+                "authentication_required": settings.identity.authentication_required,
+                "max_request_bytes": settings.limits.body_bytes_max,
+                "rate_limiting": {
+                    "requests_per_minute": throttling.key_requests_per_minute,
+                    "burst": throttling.key_burst,
+                    "concurrent": throttling.key_concurrent,
+                    "shared": settings.redis.url is not None,
+                },
+                "blocked_user_agents": list(admission.blocked_agents),
+                "provider": "demo" if services.demo else "openai_compatible",
+                "provider_certificate_checked": settings.upstream.ssl_verify,
+            },
+            "audit": {"encrypted": audit.encryption_enabled, "state": services.troubles["audit"]() or "ok"},
+            "licence": None,
+            "compliance_status": None,
+        }
+
+    return WebHouse(
+        house=services.house,
+        settings=settings,
+        address_of=services.admission.client_address,
+        troubles=services.troubles,
+        security_status=security_status,
+        render_metrics=lambda: render_metrics(services.metrics),
+        relaxed=tuple(relaxed_settings(settings)),
+        demo=services.demo,
+    )

@@ -1,0 +1,41 @@
+"""Can we prove it? The sealed, hash-chained log of every exchange, refusal and administrative change.
+
+For: the corridor (records), commands and auditors (verification, reading). Takes: `AuditEvent`s over the unix socket of
+the writer, a process of its own (`python -m secure_llm_proxy.audit`) that alone holds the key and the files. Gives:
+durable lines in segments, format version 1 (docs/audit-format.md), that verify offline with a public key.
+When it fails: closed. A record that is not on disk raises `Unavailable`, and the request it stands for is refused; the
+writer never acknowledges what it did not sync, gives up a segment whose disk failed, and comes back by itself.
+Source: C2SP XAES-256-GCM; RFC 9162 leaf hashes; Vault's fail-closed audit devices; PostgreSQL's lesson about fsync.
+"""
+
+from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLine, SegmentLine
+from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, read_genesis
+from secure_llm_proxy.audit.journal import SocketJournal
+from secure_llm_proxy.audit.reading import LogLine, Opened, find_records, log_lines, open_records
+from secure_llm_proxy.audit.running_writer import running_writer, transient_writer
+from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, VerificationReport, verify
+
+__all__ = [
+    "EndLine",
+    "Finding",
+    "Genesis",
+    "GenesisBroken",
+    "KeyLine",
+    "LogLine",
+    "NewerLine",
+    "Opened",
+    "Outcome",
+    "RecordLine",
+    "SegmentLine",
+    "Severity",
+    "SocketJournal",
+    "VerificationReport",
+    "find_records",
+    "initialise",
+    "log_lines",
+    "open_records",
+    "read_genesis",
+    "running_writer",
+    "transient_writer",
+    "verify",
+]

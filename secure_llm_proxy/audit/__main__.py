@@ -1,0 +1,106 @@
+"""The audit writer's process: `python -m secure_llm_proxy.audit`.
+
+Settings come from the environment; with `--parent`, the first line on standard input is a JSON object of the section's
+values (made by `running_writer`), and the end of standard input ends the writer. Exit codes: 0 stopped, 2 refused to
+start (one sentence on stderr says why).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import sys
+from pathlib import Path
+
+import orjson
+
+from secure_llm_proxy.audit.appender import Appender
+from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, load_epoch_key, read_genesis
+from secure_llm_proxy.audit.seal import KeyEncryptionKey
+from secure_llm_proxy.audit.segments import GENESIS_NAME, LOCK_NAME
+from secure_llm_proxy.audit.writer import Writer, listen, notify, report
+from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.settings import AuditSettings, SettingsError, load_audit_writer_settings
+
+_REFUSED_TO_START = 2
+
+
+def main(arguments: list[str]) -> int:
+    if arguments not in ([], ["--parent"]):
+        print("usage: python -m secure_llm_proxy.audit", file=sys.stderr)
+        return _REFUSED_TO_START
+    parent = 0 if arguments else None
+    try:
+        settings = _settings_of_parent() if arguments else load_audit_writer_settings()
+        _serve(settings, parent)
+    except (OperatorError, SettingsError) as error:
+        print(error, file=sys.stderr)
+        return _REFUSED_TO_START
+    except OSError as error:
+        print(f"The audit writer cannot start: {error.strerror or error} ({error.filename}).", file=sys.stderr)
+        return _REFUSED_TO_START
+    return 0
+
+
+def _serve(settings: AuditSettings, parent: int | None) -> None:
+    host = settings.directory / find_host_id(settings)
+    if not (host / GENESIS_NAME).is_file():
+        raise OperatorError(f"{host} holds no audit log yet; `scripts/run` or `manage.py audit init` makes one.")
+    lock = _lock(host)
+    try:
+        genesis = read_genesis(host)
+    except GenesisBroken as error:
+        raise OperatorError(f"The audit log in {host} has no valid root of trust: {error}.") from None
+    kek = None
+    if settings.encryption_enabled:
+        if settings.kek is None:
+            raise OperatorError("AUDIT_KEK is missing, and the audit log is to be encrypted.")
+        kek = KeyEncryptionKey.from_text(settings.kek.get_secret_value())
+    # Not needed before checkpoints exist, but a key that cannot be read must be known today, while it can be restored.
+    load_epoch_key(settings, genesis)
+    appender = Appender(
+        genesis,
+        kek,
+        segment_bytes_max=settings.segment_bytes_max,
+        segment_age_s=settings.segment_age_s,
+        report=report,
+    )
+    appender.recover()
+    listener = listen(settings.socket)
+    gc.freeze()
+    notify("READY=1")
+    report("writer_started", log=genesis.log, pid=os.getpid())
+    Writer(appender, listener, orphan_grace_s=settings.orphan_grace_s, parent=parent).run()
+    settings.socket.unlink(missing_ok=True)
+    listener.close()
+    report("writer_stopped")
+    os.close(lock)
+
+
+def _lock(host: Path) -> int:
+    """Held for the life of the process: two writers would fork the chain."""
+    descriptor = os.open(host / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OperatorError(f"Another audit writer holds {host}; only one may write a log.") from None
+    return descriptor
+
+
+def _settings_of_parent() -> AuditSettings:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            raise OperatorError("The parent of the audit writer went away before it had said anything.")
+        line += byte
+    settings = AuditSettings(**orjson.loads(line))
+    if settings.kek is None and settings.encryption_enabled:
+        # Web processes and commands never hold this key; the writer reads it for itself.
+        settings = settings.model_copy(update={"kek": load_audit_writer_settings().kek})
+    return settings
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

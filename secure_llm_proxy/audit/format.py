@@ -1,0 +1,506 @@
+"""Format version 1 of the audit log: how a line is built, read and hashed. docs/audit-format.md is its specification.
+
+There is one parser, for whoever verifies and whoever looks: what one of them accepts, the other has accepted too
+(systemd's sealed journal once showed other entries than it verified, CVE-2023-31438).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeGuard
+
+import orjson
+
+from secure_llm_proxy.vocabulary.audit import ClearValue
+from secure_llm_proxy.vocabulary.events import AuditType
+
+VERSION = 1
+LINE_BYTES_MAX = 1 << 20
+METADATA_BYTES_MAX = 16 << 10
+# Bigger bodies are split into `llm.part` records by the journal; with base64 and metadata this stays below a line.
+BODY_BYTES_MAX = 512 << 10
+
+ALGORITHMS_SEALED = "XAES-256-GCM/SHA-256/Ed25519"
+ALGORITHMS_CLEAR = "none/SHA-256/Ed25519"
+
+NO_HASH = bytes(32)
+
+# Names that the format itself uses or keeps for its next versions; a worker may not choose them.
+RESERVED_NAMES = frozenset(
+    {"k", "n", "t", "m", "w", "kid", "nc", "p", "ct", "pt", "z", "v", "seg", "log", "prev", "root", "note", "sig"}
+)
+_FIXED_NAMES = ("ty", "ev", "id", "rid")
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_TYPE = re.compile(r"[a-z]{1,16}\.[a-z_]{1,24}")
+_EVENT = re.compile(r"[A-Z][A-Z_]{0,63}")
+_IDENTIFIER = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_HEX_16 = re.compile(r"[0-9a-f]{16}")
+_HEX_32 = re.compile(r"[0-9a-f]{32}")
+_WORKER = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,18})")
+_MEMBERS_MAX = 64
+_COUNTER_MAX = 1 << 63
+
+
+class FormatError(ValueError):
+    """These bytes are no line of format version 1. The text says what is wrong, never what stands in the line."""
+
+
+class RefusedMetadata(ValueError):
+    """A record's metadata may not enter the log."""
+
+
+def leaf(line: bytes) -> bytes:
+    """Hash of one line without its newline (RFC 9162 leaf hash)."""
+    return hashlib.sha256(b"\x00" + line).digest()
+
+
+def base64_text(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+def strict_base64(text: str) -> bytes:
+    """Decode the one base64 form of a value; a second text for the same bytes is refused (stray trailing bits)."""
+    try:
+        value = binascii.a2b_base64(text, strict_mode=True)
+    except (binascii.Error, ValueError):
+        raise FormatError("a value is not base64") from None
+    if binascii.b2a_base64(value, newline=False) != text.encode():
+        raise FormatError("a value is not in the one base64 form")
+    return value
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Torn:
+    """A tail that is not part of the log. `synced` False: left by a failed disk, its content proves nothing."""
+
+    size: int
+    sha256: bytes
+    synced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """Where the segment before ended: its number, the index and hash of its last valid line, and what is ignored."""
+
+    number: int
+    n: int
+    h: bytes
+    torn: Torn | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedState:
+    """What start-up must know without reading older segments: open exchanges and each worker's last counter."""
+
+    open: dict[str, tuple[str, str]]
+    seen: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentLine:
+    log: str
+    number: int
+    sid: str
+    n: int
+    t: str
+    previous: Previous | None
+    features: tuple[str, ...]
+    algorithms: str
+    epoch_public_key: bytes
+    kek_id: str | None
+    carry: CarriedState
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLine:
+    """Announces a data key. `wrapped` is None for keys that live in a key store."""
+
+    n: int
+    t: str
+    kid: str
+    commitment: bytes
+    wrapped: bytes | None
+    p: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLine:
+    """One event. Sealed: `kid`, `nonce` and `sealed` are set; otherwise `plain` is. `header` is what the seal binds."""
+
+    n: int
+    t: str
+    m: int
+    worker: str
+    counter: int
+    type: str
+    event: str | None
+    id: str
+    exchange_id: str
+    clear: dict[str, ClearValue]
+    p: bytes
+    header: bytes
+    kid: str | None
+    nonce: bytes | None
+    sealed: bytes | None
+    plain: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndLine:
+    n: int
+    t: str
+    reason: str
+    lines: int
+    p: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewerLine:
+    """A line of a kind that its segment announced as a feature which this version does not know."""
+
+    n: int
+    kind: str
+    p: bytes
+
+
+Line: TypeAlias = SegmentLine | KeyLine | RecordLine | EndLine | NewerLine
+
+
+class NewerVersion(Exception):
+    """The log was written by a later version of the product; this one cannot judge it."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"format version {version} is newer than this program, which knows {VERSION}")
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+
+def check_metadata(metadata: dict[str, Any]) -> dict[str, ClearValue]:
+    """Return `metadata` with its fixed names first, or raise `RefusedMetadata`.
+
+    Both ends call it: the journal, so that a mistake is seen where it is made, and the writer, which does not trust
+    the worker with the form of a line.
+    """
+    if len(metadata) > _MEMBERS_MAX:
+        raise RefusedMetadata(f"more than {_MEMBERS_MAX} members")
+    kind, event, identifier, exchange = (metadata.get(name) for name in _FIXED_NAMES)
+    if not (isinstance(kind, str) and _TYPE.fullmatch(kind)):
+        raise RefusedMetadata("`ty` is missing or malformed")
+    if not (isinstance(identifier, str) and _IDENTIFIER.fullmatch(identifier)):
+        raise RefusedMetadata("`id` is missing or malformed")
+    if not (isinstance(exchange, str) and _IDENTIFIER.fullmatch(exchange)):
+        raise RefusedMetadata("`rid` is missing or malformed")
+    ordered: dict[str, ClearValue] = {"ty": kind}
+    if "ev" in metadata:
+        if not (isinstance(event, str) and _EVENT.fullmatch(event)):
+            raise RefusedMetadata("`ev` is malformed")
+        ordered["ev"] = event
+    ordered["id"] = identifier
+    ordered["rid"] = exchange
+    for name, value in metadata.items():
+        if name in ordered:
+            continue
+        if name in RESERVED_NAMES or not _NAME.fullmatch(name):
+            raise RefusedMetadata("a member's name is reserved or malformed")
+        if not (value is None or isinstance(value, str | int)):
+            raise RefusedMetadata(f"`{name}` is neither text, integer, boolean nor null")
+        ordered[name] = value
+    if kind == AuditType.LLM_END and not _is_identifier(ordered.get("sid")):
+        raise RefusedMetadata("`llm.end` does not name its start in `sid`")
+    return ordered
+
+
+def _is_identifier(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def segment_line(line: SegmentLine) -> bytes:
+    previous = line.previous
+    return orjson.dumps(
+        {
+            "k": "seg",
+            "v": VERSION,
+            "ft": list(line.features),
+            "log": line.log,
+            "seg": line.number,
+            "sid": line.sid,
+            "n": line.n,
+            "t": line.t,
+            "prev": previous
+            and {
+                "seg": previous.number,
+                "n": previous.n,
+                "h": base64_text(previous.h),
+                "torn": previous.torn
+                and {
+                    "bytes": previous.torn.size,
+                    "sha256": base64_text(previous.torn.sha256),
+                    "synced": previous.torn.synced,
+                },
+            },
+            "alg": line.algorithms,
+            "epk": base64_text(line.epoch_public_key),
+            "kek": line.kek_id,
+            "carry": {"open": {key: list(value) for key, value in line.carry.open.items()}, "seen": line.carry.seen},
+        }
+    )
+
+
+def key_line(line: KeyLine) -> bytes:
+    members: dict[str, object] = {
+        "k": "key",
+        "n": line.n,
+        "t": line.t,
+        "kid": line.kid,
+        "kc": base64_text(line.commitment),
+    }
+    if line.wrapped is not None:
+        members["wk"] = base64_text(line.wrapped)
+    members["p"] = base64_text(line.p)
+    return orjson.dumps(members)
+
+
+def end_line(line: EndLine) -> bytes:
+    return orjson.dumps(
+        {"k": "end", "n": line.n, "t": line.t, "reason": line.reason, "lines": line.lines, "p": base64_text(line.p)}
+    )
+
+
+def record_header(
+    n: int,
+    t: bytes,
+    m: int,
+    worker: bytes,
+    counter: int,
+    metadata: bytes,
+    p: bytes,
+    kid: bytes | None,
+    nonce: bytes | None,
+) -> bytes:
+    """The bytes of a `rec` line up to and including `p`. `metadata` is a checked JSON object, as bytes."""
+    opening = b'{"k":"rec","n":%d,"t":"%b","m":%d,"w":"%b.%d",%b' % (n, t, m, worker, counter, metadata[1:-1])
+    chained = b',"p":"%b"' % _b64(p)
+    if kid is None or nonce is None:
+        return opening + chained
+    return b'%b,"kid":"%b","nc":"%b"%b' % (opening, kid, _b64(nonce), chained)
+
+
+def sealed_record(header: bytes, sealed: bytes) -> bytes:
+    return b'%b,"ct":"%b"}' % (header, _b64(sealed))
+
+
+def clear_record(header: bytes, plain: bytes) -> bytes:
+    return b'%b,"pt":"%b"}' % (header, _b64(plain))
+
+
+def _b64(value: bytes) -> bytes:
+    return binascii.b2a_base64(value, newline=False)
+
+
+# --- parsing ----------------------------------------------------------------------------------------------------------
+
+_SEGMENT_MEMBERS = ("k", "v", "ft", "log", "seg", "sid", "n", "t", "prev", "alg", "epk", "kek", "carry")
+_KEY_MEMBERS = (("k", "n", "t", "kid", "kc", "wk", "p"), ("k", "n", "t", "kid", "kc", "p"))
+_END_MEMBERS = ("k", "n", "t", "reason", "lines", "p")
+_RECORD_OPENING = ("k", "n", "t", "m", "w", "ty")
+
+
+def parse_line(raw: bytes, features: tuple[str, ...] = ()) -> Line:
+    """Read one line without its newline, or raise `FormatError`; `NewerVersion` for a `seg` line of a later version.
+
+    `features` are those of the segment that the line stands in.
+    """
+    if len(raw) > LINE_BYTES_MAX:
+        raise FormatError("the line is longer than 1 MiB")
+    try:
+        members = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise FormatError("the line is not JSON") from None
+    # One text for one value: this refuses duplicate names, blanks, other escapes, other forms of numbers.
+    if not isinstance(members, dict) or orjson.dumps(members) != raw:
+        raise FormatError("the line is not a JSON object in compact form without duplicate names")
+    kind = members.get("k")
+    try:
+        if kind == "rec":
+            return _record(members, raw)
+        if kind == "seg":
+            return _segment(members)
+        if kind == "key":
+            return _key(members)
+        if kind == "end":
+            return _end(members)
+    except FormatError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise FormatError("a member is missing or has the wrong type") from None
+    if isinstance(kind, str) and kind in features:
+        return NewerLine(n=_integer(members.get("n")), kind=kind, p=_hash(members.get("p")))
+    raise FormatError("the line is of no known kind")
+
+
+def _record(members: dict[str, Any], raw: bytes) -> RecordLine:
+    names = tuple(members)
+    if names[:6] != _RECORD_OPENING:
+        raise FormatError("the members of the record are not in order")
+    if names[-4:] == ("kid", "nc", "p", "ct"):
+        sealed_form, fixed = True, 4
+    elif names[-2:] == ("p", "pt"):
+        sealed_form, fixed = False, 2
+    else:
+        raise FormatError("the members of the record are not in order")
+    metadata = {name: members[name] for name in names[5:-fixed]}
+    try:
+        ordered = check_metadata(metadata)
+    except RefusedMetadata as error:
+        raise FormatError(str(error)) from None
+    if tuple(ordered) != tuple(metadata):
+        raise FormatError("the members of the record are not in order")
+    worker = _match(_WORKER, members["w"])
+    counter = int(worker[2])
+    if counter >= _COUNTER_MAX:
+        raise FormatError("the worker's counter is out of range")
+    body = members["ct" if sealed_form else "pt"]
+    nonce = strict_base64(members["nc"]) if sealed_form else None
+    if nonce is not None and len(nonce) != 24:  # noqa: PLR2004 - XAES-256-GCM
+        raise FormatError("the nonce has not 24 bytes")
+    content = strict_base64(body)
+    return RecordLine(
+        n=_integer(members["n"]),
+        t=_match(_TIME, members["t"])[0],
+        m=_integer(members["m"]),
+        worker=worker[1],
+        counter=counter,
+        type=members["ty"],
+        event=members.get("ev"),
+        id=members["id"],
+        exchange_id=members["rid"],
+        clear={name: value for name, value in ordered.items() if name not in _FIXED_NAMES},
+        p=_hash(members["p"]),
+        # `,"ct":"` and `"}` around the last value: nine bytes
+        header=raw[: -len(body) - 9],
+        kid=_match(_IDENTIFIER_DOTTED, members["kid"])[0] if sealed_form else None,
+        nonce=nonce,
+        sealed=content if sealed_form else None,
+        plain=None if sealed_form else content,
+    )
+
+
+_IDENTIFIER_DOTTED = re.compile(r"[0-9A-Za-z_.-]{1,64}")
+_LOG = re.compile(r"slp\.[0-9A-Za-z_.-]{1,64}/[0-9A-Za-z_.-]{1,64}")
+_FEATURE = re.compile(r"[a-z][a-z0-9]{0,7}")
+
+
+def _segment(members: dict[str, Any]) -> SegmentLine:
+    version = _integer(members.get("v"))
+    if version > VERSION:
+        raise NewerVersion(version)
+    if version != VERSION or tuple(members) != _SEGMENT_MEMBERS:
+        raise FormatError("the members of the segment line are not those of version 1")
+    features = tuple(_match(_FEATURE, item)[0] for item in members["ft"])
+    if list(features) != sorted(set(features)):
+        raise FormatError("the features are not sorted")
+    algorithms = members["alg"]
+    kek = members["kek"]
+    if algorithms not in {ALGORITHMS_SEALED, ALGORITHMS_CLEAR}:
+        raise FormatError("the algorithms are unknown")
+    if (kek is None) != (algorithms == ALGORITHMS_CLEAR):
+        raise FormatError("the key encryption key's id does not fit the algorithms")
+    return SegmentLine(
+        log=_match(_LOG, members["log"])[0],
+        number=_integer(members["seg"]),
+        sid=_match(_HEX_32, members["sid"])[0],
+        n=_integer(members["n"]),
+        t=_match(_TIME, members["t"])[0],
+        previous=None if members["prev"] is None else _previous(members["prev"]),
+        features=features,
+        algorithms=algorithms,
+        epoch_public_key=_hash(members["epk"]),
+        kek_id=None if kek is None else _match(_HEX_16, kek)[0],
+        carry=_carry(members["carry"]),
+    )
+
+
+def _previous(members: dict[str, Any]) -> Previous:
+    if tuple(members) != ("seg", "n", "h", "torn"):
+        raise FormatError("the members of `prev` are not those of version 1")
+    torn = members["torn"]
+    if torn is not None and (tuple(torn) != ("bytes", "sha256", "synced") or not isinstance(torn["synced"], bool)):
+        raise FormatError("the members of `torn` are not those of version 1")
+    return Previous(
+        number=_integer(members["seg"]),
+        n=_integer(members["n"]),
+        h=_hash(members["h"]),
+        torn=torn and Torn(size=_integer(torn["bytes"]), sha256=_hash(torn["sha256"]), synced=torn["synced"]),
+    )
+
+
+def _carry(members: dict[str, Any]) -> CarriedState:
+    if tuple(members) != ("open", "seen"):
+        raise FormatError("the members of `carry` are not those of version 1")
+    opened: dict[str, tuple[str, str]] = {}
+    for identifier, value in members["open"].items():
+        exchange, worker = value
+        _match(_IDENTIFIER, identifier)
+        opened[identifier] = (_match(_IDENTIFIER, exchange)[0], _match(_HEX_32, worker)[0])
+    seen = {_match(_HEX_32, worker)[0]: _integer(counter) for worker, counter in members["seen"].items()}
+    return CarriedState(open=opened, seen=seen)
+
+
+def _key(members: dict[str, Any]) -> KeyLine:
+    if tuple(members) not in _KEY_MEMBERS:
+        raise FormatError("the members of the key line are not those of version 1")
+    return KeyLine(
+        n=_integer(members["n"]),
+        t=_match(_TIME, members["t"])[0],
+        kid=_match(_IDENTIFIER_DOTTED, members["kid"])[0],
+        commitment=_hash(members["kc"]),
+        wrapped=strict_base64(members["wk"]) if "wk" in members else None,
+        p=_hash(members["p"]),
+    )
+
+
+def _end(members: dict[str, Any]) -> EndLine:
+    if tuple(members) != _END_MEMBERS or members["reason"] not in {"rotate", "stop", "fsync-error"}:
+        raise FormatError("the members of the end line are not those of version 1")
+    return EndLine(
+        n=_integer(members["n"]),
+        t=_match(_TIME, members["t"])[0],
+        reason=members["reason"],
+        lines=_integer(members["lines"]),
+        p=_hash(members["p"]),
+    )
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise FormatError("a number is not a whole number")
+    return value
+
+
+def _match(pattern: re.Pattern[str], value: object) -> re.Match[str]:
+    match = pattern.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise FormatError("a value is malformed")
+    return match
+
+
+def _hash(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise FormatError("a hash is not text")
+    digest = strict_base64(value)
+    if len(digest) != 32:  # noqa: PLR2004 - SHA-256, Ed25519 public key, key commitment
+        raise FormatError("a hash or key has not 32 bytes")
+    return digest

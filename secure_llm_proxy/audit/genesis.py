@@ -1,0 +1,227 @@
+"""Root of trust of one host's log: the owner's key signs the log's name and its first epoch key, once.
+
+The owner's private half is returned to the operator and kept nowhere; whoever holds the public half can tell this
+log from any other that claims its name. The epoch key's private half lies in AUDIT_KEYS_DIR, wrapped by the
+key-encryption key; later versions sign checkpoints with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from secure_llm_proxy.audit.format import FormatError, base64_text, strict_base64
+from secure_llm_proxy.audit.seal import KeyEncryptionKey, SealBroken
+from secure_llm_proxy.audit.segments import GENESIS_NAME, hosts_in, segments_in
+from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.settings import AuditSettings
+
+EPOCH_KEY_NAME = "epoch.key"
+_EPOCH_KID = "epoch.1"
+_STATEMENT = "secure-llm-proxy audit genesis v1\n{log}\n{owner}\n{epoch}\n"
+_HOST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,63}")
+_KEY_BYTES = 32
+_SIGNATURE_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Genesis:
+    """`owner_private_key` is set only by the call of `initialise` that made it: show it to the operator, then forget it.
+
+    Keys are base64 of 32 bytes; `log` is the origin, `slp.<deployment>/<host>`.
+    """
+
+    directory: Path
+    log: str
+    owner_public_key: str
+    epoch_public_key: str
+    owner_private_key: str | None = field(default=None, repr=False)
+
+
+class GenesisBroken(Exception):
+    """genesis.json is not what the owner signed. The text says what is wrong."""
+
+
+def find_host_id(settings: AuditSettings) -> str:
+    """The configured host id, else the one log that exists, else the host's name. Raises `OperatorError`."""
+    if settings.host_id:
+        if not _HOST_ID.fullmatch(settings.host_id):
+            raise OperatorError("AUDIT_HOST_ID may hold letters, digits, `.`, `_` and `-` only, at most 64 of them.")
+        return settings.host_id
+    hosts = hosts_in(settings.directory)
+    if len(hosts) > 1:
+        raise OperatorError(
+            f"{settings.directory} holds the logs of several hosts ({', '.join(hosts)}); say which is ours with AUDIT_HOST_ID."
+        )
+    if hosts:
+        return hosts[0]
+    return re.sub(r"[^0-9A-Za-z_.-]+", "-", socket.gethostname()).strip("-._")[:64] or "host"
+
+
+def initialise(settings: AuditSettings) -> Genesis:
+    """Afterwards this host's log has a root of trust; a second call changes nothing and returns no secret.
+
+    Raises `OperatorError` when the key-encryption key is missing or wrong, or when half of the root of trust is lost.
+    """
+    if not _HOST_ID.fullmatch(settings.deployment):
+        raise OperatorError("AUDIT_DEPLOYMENT may hold letters, digits, `.`, `_` and `-` only, at most 64 of them.")
+    try:
+        settings.keys_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(settings.keys_directory / ".lock"):
+            host = settings.directory / find_host_id(settings)
+            path = host / GENESIS_NAME
+            if path.exists():
+                genesis = _read_own(host)
+                if settings.kek is not None:
+                    load_epoch_key(settings, genesis)
+                return genesis
+            for directory in (settings.directory, host):
+                directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            if segments_in(host):
+                raise OperatorError(
+                    f"{path} is missing although there are segments beside it; restore it from a backup."
+                )
+            return _make(settings, host)
+    except OSError as error:
+        raise OperatorError(f"The audit log could not be set up: {error.strerror} ({error.filename}).") from None
+
+
+def _make(settings: AuditSettings, host: Path) -> Genesis:
+    log = f"slp.{settings.deployment}/{host.name}"
+    owner, epoch = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    owner_public = base64_text(owner.public_key().public_bytes_raw())
+    epoch_public = base64_text(epoch.public_key().public_bytes_raw())
+    kek = _kek_of(settings)
+    secret = epoch.private_bytes_raw()
+    # Without encryption the file's mode is all that protects it; production refuses that setting.
+    stored = {"wk": base64_text(kek.wrap(secret, _EPOCH_KID))} if kek else {"sk": base64_text(secret)}
+    # The key first: a genesis whose epoch key was never stored would be a log that nobody can go on signing.
+    _write(
+        settings.keys_directory / EPOCH_KEY_NAME,
+        orjson.dumps({"v": 1, "kid": _EPOCH_KID, "kek": kek and kek.id, "epk": epoch_public, **stored}) + b"\n",
+        0o600,
+    )
+    signature = base64_text(owner.sign(_statement(log, owner_public, epoch_public)))
+    _write(host / GENESIS_NAME, _document(log, owner_public, epoch_public, signature), 0o440)
+    return Genesis(
+        directory=host,
+        log=log,
+        owner_public_key=owner_public,
+        epoch_public_key=epoch_public,
+        owner_private_key=base64_text(owner.private_bytes_raw()),
+    )
+
+
+def read_genesis(host: Path) -> Genesis:
+    """Read and check genesis.json. Raises `GenesisBroken`, or `FileNotFoundError` when there is none."""
+    raw = (host / GENESIS_NAME).read_bytes()
+    try:
+        members = orjson.loads(raw)
+        log, owner, epoch, signature = (members[name] for name in ("log", "opk", "epk", "sig"))
+        # Rebuilt from its own values, so that no bit of the file is free.
+        if _document(log, owner, epoch, signature) != raw:
+            raise GenesisBroken(f"{GENESIS_NAME} is not in the form of version 1")
+        if len(strict_base64(signature)) != _SIGNATURE_BYTES or len(strict_base64(epoch)) != _KEY_BYTES:
+            raise GenesisBroken(f"{GENESIS_NAME} holds a key or signature of the wrong length")
+        key = Ed25519PublicKey.from_public_bytes(strict_base64(owner))
+        key.verify(strict_base64(signature), _statement(log, owner, epoch))
+    except InvalidSignature:
+        raise GenesisBroken(f"the owner's signature in {GENESIS_NAME} does not verify") from None
+    except (ValueError, KeyError, TypeError, FormatError):
+        raise GenesisBroken(f"{GENESIS_NAME} is malformed") from None
+    return Genesis(directory=host, log=log, owner_public_key=owner, epoch_public_key=epoch)
+
+
+def load_epoch_key(settings: AuditSettings, genesis: Genesis) -> Ed25519PrivateKey:
+    """The current epoch key. Raises `OperatorError` when it is lost, not ours, or the key-encryption key is another."""
+    path = settings.keys_directory / EPOCH_KEY_NAME
+    try:
+        members = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise OperatorError(
+            f"{path} is missing: the log's epoch key is lost. Restore AUDIT_KEYS_DIR from its backup."
+        ) from None
+    except orjson.JSONDecodeError:
+        raise OperatorError(f"{path} is damaged. Restore AUDIT_KEYS_DIR from its backup.") from None
+    try:
+        secret = strict_base64(members["sk"]) if "sk" in members else _unwrap(settings, strict_base64(members["wk"]))
+        key = Ed25519PrivateKey.from_private_bytes(secret)
+    except (KeyError, TypeError, ValueError):
+        raise OperatorError(f"{path} is damaged. Restore AUDIT_KEYS_DIR from its backup.") from None
+    except SealBroken:
+        raise OperatorError(f"{path} was wrapped by another AUDIT_KEK than the one given now.") from None
+    if base64_text(key.public_key().public_bytes_raw()) != genesis.epoch_public_key:
+        raise OperatorError(f"{path} is not the epoch key that {genesis.directory / GENESIS_NAME} names.")
+    return key
+
+
+def _unwrap(settings: AuditSettings, wrapped: bytes) -> bytes:
+    if settings.kek is None:
+        raise OperatorError("AUDIT_KEK is missing, and the log's epoch key is wrapped by it.")
+    return KeyEncryptionKey.from_text(settings.kek.get_secret_value()).unwrap(wrapped, _EPOCH_KID)
+
+
+def _kek_of(settings: AuditSettings) -> KeyEncryptionKey | None:
+    if settings.kek is not None:
+        return KeyEncryptionKey.from_text(settings.kek.get_secret_value())
+    if settings.encryption_enabled:
+        raise OperatorError(
+            "AUDIT_KEK is missing. Make one with: python3 -c 'import secrets; print(secrets.token_hex(32))'"
+        )
+    return None
+
+
+def _read_own(host: Path) -> Genesis:
+    try:
+        return read_genesis(host)
+    except GenesisBroken as error:
+        raise OperatorError(
+            f"The audit log in {host} has no valid root of trust: {error}. Restore it from a backup."
+        ) from None
+
+
+def _statement(log: str, owner: str, epoch: str) -> bytes:
+    return _STATEMENT.format(log=log, owner=owner, epoch=epoch).encode()
+
+
+def _document(log: str, owner: str, epoch: str, signature: str) -> bytes:
+    return orjson.dumps({"v": 1, "log": log, "opk": owner, "epk": epoch, "sig": signature}) + b"\n"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Afterwards the file is on disk whole, under its name, or not there at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

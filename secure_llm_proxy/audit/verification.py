@@ -1,0 +1,533 @@
+"""Offline verification: does this directory hold one whole, unaltered log? Needs no network and no secret.
+
+Every line is read once, in order; memory does not grow with the log. docs/audit-format.md lists the checks. What this
+version of the format cannot show is said there too: with no checkpoint kept elsewhere, nobody can prove that lines are
+missing at the very end, and the last line is bound by nothing behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import BinaryIO
+
+from secure_llm_proxy.audit.carry import Carry
+from secure_llm_proxy.audit.format import (
+    ALGORITHMS_SEALED,
+    NO_HASH,
+    CarriedState,
+    EndLine,
+    FormatError,
+    KeyLine,
+    Line,
+    NewerLine,
+    NewerVersion,
+    Previous,
+    RecordLine,
+    SegmentLine,
+    leaf,
+    parse_line,
+    strict_base64,
+)
+from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, read_genesis
+from secure_llm_proxy.audit.reading import BodyOpener
+from secure_llm_proxy.audit.seal import SealBroken
+from secure_llm_proxy.audit.segments import (
+    GENESIS_NAME,
+    SegmentFile,
+    SegmentState,
+    host_directory,
+    raw_lines,
+    segments_in,
+    started_of,
+    strangers_in,
+)
+from secure_llm_proxy.vocabulary.events import AuditType, EndStatus
+
+FINDINGS_MAX = 1_000
+_PROGRESS_LINES = 10_000
+_ORPHANS_KEPT = 4_096
+
+
+class Outcome(StrEnum):
+    """The worst finding decides, in this order: tampered, undecidable, incomplete, ok. A note decides nothing."""
+
+    OK = "ok"
+    TAMPERED = "tampered"
+    INCOMPLETE = "incomplete"
+    UNDECIDABLE = "undecidable"
+
+
+class Severity(StrEnum):
+    TAMPERED = "tampered"
+    UNDECIDABLE = "undecidable"
+    INCOMPLETE = "incomplete"
+    NOTE = "note"
+
+
+_EXIT_CODES = {Outcome.OK: 0, Outcome.TAMPERED: 1, Outcome.INCOMPLETE: 3, Outcome.UNDECIDABLE: 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing seen. `line` counts from 1 within `file`, 0 when it concerns the file or directory as such."""
+
+    severity: Severity
+    file: str
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{self.severity}: {place}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationReport:
+    """What was checked, and every finding (at most 1,000 kept; `findings_total` counts all)."""
+
+    outcome: Outcome
+    directory: Path
+    log: str | None
+    owner_public_key: str | None
+    segments: int
+    lines: int
+    records: int
+    bodies_opened: int
+    open_exchanges: int
+    first_time: str | None
+    last_time: str | None
+    findings: tuple[Finding, ...]
+    findings_total: int
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome is Outcome.OK
+
+    @property
+    def exit_code(self) -> int:
+        return _EXIT_CODES[self.outcome]
+
+
+def verify(
+    directory: Path,
+    *,
+    genesis_public_key: str | None,
+    progress: Callable[[str, int], None] | None = None,
+    kek: str | None = None,
+    host_id: str = "",
+) -> VerificationReport:
+    """Check the log in `directory` (a host's directory, or AUDIT_DIR with one host in it).
+
+    `genesis_public_key` is the owner's, from where the operator keeps it; without it the log is only shown to be
+    consistent with itself. `progress` is called with the file's name and the lines checked so far. With `kek` every
+    body is opened too. Raises `OperatorError` when there is no log, or `kek` is no key.
+    """
+    return _Verification(host_directory(directory, host_id), genesis_public_key, progress, kek).run()
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where the chain stands: the last line's index and hash, and the segment that it stood in."""
+
+    number: int = 0
+    n: int = -1
+    h: bytes = NO_HASH
+    closed: bool = True
+
+
+@dataclass(slots=True)
+class _Segment:
+    """What is known of the segment being read."""
+
+    file: SegmentFile
+    first: SegmentLine | None = None
+    lines: int = 0
+    monotonic: int = 0
+    kids: set[str] = field(default_factory=set)
+    end: EndLine | None = None
+    broken: bool = False
+
+
+class _Verification:
+    def __init__(
+        self, directory: Path, owner: str | None, progress: Callable[[str, int], None] | None, kek: str | None
+    ) -> None:
+        self._directory = directory
+        self._owner = owner
+        self._progress = progress
+        self._opener = BodyOpener(kek) if kek else None
+        self._genesis: Genesis | None = None
+        self._findings: list[Finding] = []
+        self._counts = dict.fromkeys(Severity, 0)
+        self._place = _Place()
+        self._carry = Carry()
+        self._features: tuple[str, ...] = ()
+        # Parts seen of bodies whose record has not come yet: record id → (worker, how many, whether the last was there).
+        self._parts: dict[str, tuple[str, int, bool]] = {}
+        # Exchanges that the writer closed for a worker that then did come back to close them itself.
+        self._orphaned: dict[str, None] = {}
+        self._lines = self._records = self._opened = 0
+        self._first_time: str | None = None
+        self._last_time: str | None = None
+        self._stopped = False
+
+    def run(self) -> VerificationReport:
+        self._check_genesis()
+        segments = segments_in(self._directory)
+        for name in strangers_in(self._directory):
+            self._find(Severity.NOTE, name, 0, "is no file of the log")
+        if not segments and self._genesis:
+            self._find(Severity.NOTE, GENESIS_NAME, 0, "the log holds no segment yet")
+        for position, file in enumerate(segments):
+            if self._stopped:
+                break
+            following = segments[position + 1] if position + 1 < len(segments) else None
+            self._check_segment(file, following)
+        self._check_what_is_left(segments)
+        return self._report(len(segments))
+
+    # --- root of trust ------------------------------------------------------------------------------------------------
+
+    def _check_genesis(self) -> None:
+        try:
+            self._genesis = read_genesis(self._directory)
+        except FileNotFoundError:
+            self._find(Severity.UNDECIDABLE, GENESIS_NAME, 0, "is missing, so nothing says whose log this is")
+            return
+        except GenesisBroken as error:
+            self._find(Severity.TAMPERED, GENESIS_NAME, 0, str(error))
+            return
+        if self._owner is None:
+            self._find(
+                Severity.NOTE,
+                GENESIS_NAME,
+                0,
+                "no owner key was given: this shows only that the log agrees with itself",
+            )
+        elif self._owner.strip() != self._genesis.owner_public_key:
+            self._find(Severity.TAMPERED, GENESIS_NAME, 0, "is signed by another owner than the one given")
+
+    # --- segments -----------------------------------------------------------------------------------------------------
+
+    def _check_segment(self, file: SegmentFile, following: SegmentFile | None) -> None:
+        segment = _Segment(file)
+        self._check_number(file)
+        bound = _previous_in(following)
+        self._place.number = file.number
+        try:
+            stream = file.open()
+        except OSError as error:
+            self._find(Severity.UNDECIDABLE, file.name, 0, f"cannot be read: {error.strerror}")
+            self._stopped = True
+            return
+        with stream:
+            rest = self._check_lines(segment, stream, bound)
+            if self._stopped:
+                return
+            self._check_tail(segment, stream, rest, bound, is_last=following is None)
+        self._place.closed = segment.end is not None
+        if bound is not None:
+            if bound.number != file.number:
+                self._tampered(segment, 0, "the next segment names another one as the one before it")
+            elif (bound.n, bound.h) != (self._place.n, self._place.h):
+                self._tampered(segment, segment.lines, "the next segment continues another line than the last one here")
+
+    def _check_number(self, file: SegmentFile) -> None:
+        expected = self._place.number + 1
+        if file.number == self._place.number:
+            self._find(Severity.TAMPERED, file.name, 0, "there are two segments of this number")
+        elif file.number != expected:
+            self._find(Severity.TAMPERED, file.name, 0, f"segment {expected} is missing before this one")
+
+    def _check_lines(self, segment: _Segment, stream: BinaryIO, bound: Previous | None) -> bytes:
+        """Check lines until the segment's last one; return what was read beyond it."""
+        for raw, whole in raw_lines(stream):
+            if not whole:
+                return raw
+            if segment.end is not None:
+                return raw + b"\n"
+            if bound is not None and segment.first is not None and self._place.n >= bound.n:
+                return raw + b"\n"
+            try:
+                line = parse_line(raw, segment.first.features if segment.first else ())
+            except NewerVersion as error:
+                self._find(Severity.UNDECIDABLE, segment.file.name, 1, str(error))
+                self._stopped = True
+                return b""
+            except FormatError as error:
+                if bound is None and segment.file.state is not SegmentState.CLOSED:
+                    # Behind the valid lines of a segment that nothing continues: its tail.
+                    return raw + b"\n"
+                segment.lines += 1
+                self._tampered(segment, segment.lines, str(error))
+                self._place.n += 1
+                self._place.h = leaf(raw)
+                continue
+            if isinstance(line, EndLine) and line.reason == "fsync-error":
+                if bound is None and segment.file.state is SegmentState.CRASHED:
+                    return raw + b"\n"
+                self._tampered(segment, segment.lines + 1, "the note of a failed disk stands inside the log")
+            segment.lines += 1
+            self._check_line(segment, line, raw)
+        return b""
+
+    def _check_line(self, segment: _Segment, line: Line, raw: bytes) -> None:
+        number, place = segment.lines, self._place
+        if isinstance(line, SegmentLine):
+            if number == 1:
+                self._check_first_line(segment, line)
+            else:
+                self._tampered(segment, number, "a segment line stands inside a segment")
+        else:
+            if number == 1:
+                self._tampered(segment, number, "the first line is no segment line")
+            if line.p != place.h:
+                self._tampered(segment, number, "the line does not continue the one before it (`p`)")
+        if line.n != place.n + 1:
+            self._tampered(segment, number, f"index {line.n} where {place.n + 1} must stand")
+        place.n, place.h = line.n, leaf(raw)
+        if isinstance(line, RecordLine):
+            self._check_record(segment, line)
+        elif isinstance(line, KeyLine):
+            self._check_key(segment, line)
+        elif isinstance(line, EndLine):
+            segment.end = line
+            if line.lines != number:
+                self._tampered(segment, number, f"the end line counts {line.lines} lines, there are {number}")
+        elif isinstance(line, NewerLine):
+            self._find(Severity.UNDECIDABLE, segment.file.name, number, f"lines of kind `{line.kind}` are unknown here")
+        if not isinstance(line, NewerLine):
+            self._first_time = self._first_time or line.t
+            self._last_time = line.t
+        self._lines += 1
+        if self._progress and self._lines % _PROGRESS_LINES == 0:
+            self._progress(segment.file.name, self._lines)
+
+    def _check_first_line(self, segment: _Segment, line: SegmentLine) -> None:
+        place, file, previous = self._place, segment.file, line.previous
+        segment.first = line
+        if line.number != file.number:
+            self._tampered(segment, 1, "the number in the first line is not the one in the file's name")
+        if started_of(line.t) != file.started:
+            self._tampered(segment, 1, "the time in the first line is not the one in the file's name")
+        if previous is None:
+            if place.n >= 0 or line.number != 1:
+                self._tampered(segment, 1, "it does not say which segment it continues")
+        elif (previous.n, previous.h) != (place.n, place.h) or previous.number != line.number - 1:
+            self._tampered(segment, 1, "it does not continue the segment before it (`prev`)")
+        if not set(self._features) <= set(line.features):
+            self._tampered(segment, 1, "it has fewer features than the segment before it")
+        self._features = line.features
+        if self._genesis:
+            if line.log != self._genesis.log:
+                self._tampered(segment, 1, "it belongs to another log")
+            # Without key rolls in this version, the first epoch key is every segment's.
+            if line.epoch_public_key != strict_base64(self._genesis.epoch_public_key) and not line.features:
+                self._tampered(segment, 1, "its epoch key is not the one that the owner signed")
+        self._check_carry(segment, line.carry)
+
+    def _check_carry(self, segment: _Segment, carried: CarriedState) -> None:
+        if not segment.broken and not self._counts[Severity.TAMPERED]:
+            # After a broken line the sum of what came before is unknown; one finding is enough.
+            if carried.open != self._carry.open:
+                self._tampered(segment, 1, "the open exchanges that it carries are not those of the lines before it")
+            if any(self._carry.seen.get(worker) != counter for worker, counter in carried.seen.items()):
+                self._tampered(segment, 1, "the counters that it carries are not those of the lines before it")
+        self._carry = Carry(carried)
+        self._parts = {key: value for key, value in self._parts.items() if value[0] in self._carry.seen}
+
+    def _check_tail(
+        self, segment: _Segment, stream: BinaryIO, rest: bytes, bound: Previous | None, *, is_last: bool
+    ) -> None:
+        digest, size, has_line = hashlib.sha256(rest), len(rest), b"\n" in rest
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+            size += len(piece)
+            has_line = has_line or b"\n" in piece
+        file, torn = segment.file, bound.torn if bound else None
+        if file.state is SegmentState.CLOSED:
+            if segment.end is None:
+                severity = Severity.INCOMPLETE if is_last else Severity.TAMPERED
+                self._find(severity, file.name, segment.lines, "the closed segment has no end line: its end is missing")
+            if size:
+                # Cut off in the middle of a line, or added to.
+                severity = Severity.INCOMPLETE if is_last and segment.end is None else Severity.TAMPERED
+                self._find(severity, file.name, segment.lines + 1, f"{size} bytes follow the last line")
+        elif bound is not None:
+            if torn is None:
+                if size:
+                    self._tampered(
+                        segment, segment.lines + 1, f"{size} bytes follow the last line, and none were declared"
+                    )
+            elif not torn.synced:
+                self._find(
+                    Severity.NOTE,
+                    file.name,
+                    segment.lines,
+                    "the disk failed here; what was not synced is not part of the log",
+                )
+            elif (torn.size, torn.sha256) != (size, digest.digest()):
+                self._tampered(segment, segment.lines + 1, "the torn tail is not the one that was declared")
+            elif has_line:
+                self._find(
+                    Severity.INCOMPLETE,
+                    file.name,
+                    segment.lines + 1,
+                    f"a tail of {size} bytes with whole lines was set aside",
+                )
+            else:
+                self._find(Severity.NOTE, file.name, segment.lines + 1, f"a torn tail of {size} bytes is declared")
+            if file.state is SegmentState.OPEN:
+                self._find(Severity.NOTE, file.name, 0, "still bears the name of an open segment")
+        elif not is_last:
+            self._tampered(
+                segment, segment.lines, "the segment was never closed, and the next one does not continue it"
+            )
+        elif size:
+            failed = file.state is SegmentState.CRASHED and b'"reason":"fsync-error"' in rest
+            self._find(
+                Severity.NOTE if failed else Severity.INCOMPLETE,
+                file.name,
+                segment.lines + 1,
+                f"the log ends in a torn tail of {size} bytes",
+            )
+        elif segment.first is None:
+            self._find(Severity.INCOMPLETE, file.name, 0, "the segment is empty")
+
+    # --- lines --------------------------------------------------------------------------------------------------------
+
+    def _check_record(self, segment: _Segment, line: RecordLine) -> None:
+        self._records += 1
+        number = segment.lines
+        if line.m < segment.monotonic:
+            self._tampered(segment, number, "the writer's clock runs backwards within a segment (`m`)")
+        segment.monotonic = line.m
+        if segment.first is not None:
+            sealed = segment.first.algorithms == ALGORITHMS_SEALED
+            if sealed != (line.kid is not None):
+                self._tampered(segment, number, "the body is not sealed as the segment says")
+            elif line.kid is not None and line.kid not in segment.kids:
+                self._tampered(segment, number, "the data key was not announced")
+            elif self._opener is not None:
+                self._open_body(segment, line, self._opener)
+        if line.counter <= self._carry.seen.get(line.worker, 0):
+            self._tampered(segment, number, "the worker's counter does not grow: the record stands here twice")
+        self._check_exchange(segment, line)
+        self._check_parts(segment, line)
+        self._carry.apply_line(line)
+
+    def _check_exchange(self, segment: _Segment, line: RecordLine) -> None:
+        if line.type == AuditType.LLM_START:
+            if line.id in self._carry.open:
+                self._tampered(segment, segment.lines, "an exchange with this id is open already")
+        elif line.type == AuditType.LLM_END:
+            start = str(line.clear.get("sid"))
+            opened = self._carry.open.get(start)
+            if opened is None:
+                what = (
+                    "an exchange that was taken for orphaned ended after all"
+                    if start in self._orphaned
+                    else ("the end of an exchange that is not open")
+                )
+                self._find(Severity.NOTE, segment.file.name, segment.lines, what)
+            elif opened[0] != line.exchange_id:
+                self._tampered(segment, segment.lines, "the end names another exchange than its start")
+            elif line.clear.get("st") == EndStatus.ORPHAN:
+                self._orphaned[start] = None
+                if len(self._orphaned) > _ORPHANS_KEPT:
+                    del self._orphaned[next(iter(self._orphaned))]
+
+    def _check_parts(self, segment: _Segment, line: RecordLine) -> None:
+        whole_of = line.clear.get("pt_of")
+        if line.type == AuditType.LLM_PART and isinstance(whole_of, str):
+            _, count, last = self._parts.get(whole_of, (line.worker, 0, False))
+            if line.clear.get("seq") != count or last:
+                self._find(Severity.INCOMPLETE, segment.file.name, segment.lines, "a part of a body is not in order")
+            self._parts[whole_of] = (line.worker, count + 1, line.clear.get("last") is True)
+        elif (expected := line.clear.get("parts")) is not None:
+            _, count, last = self._parts.pop(line.id, (line.worker, 0, False))
+            if count != expected or not last:
+                self._find(
+                    Severity.INCOMPLETE, segment.file.name, segment.lines, "parts of this record's body are missing"
+                )
+
+    def _open_body(self, segment: _Segment, line: RecordLine, opener: BodyOpener) -> None:
+        try:
+            opener.open(line)
+        except SealBroken:
+            self._tampered(
+                segment, segment.lines, "the body does not open: it is not what was sealed, or the key is another"
+            )
+        else:
+            self._opened += 1
+
+    def _check_key(self, segment: _Segment, line: KeyLine) -> None:
+        if line.kid in segment.kids:
+            self._tampered(segment, segment.lines, "the data key is announced twice")
+        segment.kids.add(line.kid)
+        if self._opener is not None:
+            try:
+                self._opener.learn(line)
+            except (SealBroken, ValueError):
+                self._tampered(segment, segment.lines, "the data key does not unwrap, or is not the one it commits to")
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _check_what_is_left(self, segments: list[SegmentFile]) -> None:
+        if not segments or self._stopped:
+            return
+        last = segments[-1].name
+        for start, (exchange, _) in self._carry.open.items():
+            if self._place.closed:
+                self._find(Severity.INCOMPLETE, last, 0, f"exchange {exchange} (start {start}) has no end")
+        if not self._place.closed:
+            running = len(self._carry.open)
+            self._find(Severity.NOTE, last, 0, f"the last segment is not closed; {running} exchanges are open")
+
+    def _report(self, segments: int) -> VerificationReport:
+        outcome = Outcome.OK
+        for severity in (Severity.TAMPERED, Severity.UNDECIDABLE, Severity.INCOMPLETE):
+            if self._counts[severity]:
+                outcome = Outcome(severity.value)
+                break
+        return VerificationReport(
+            outcome=outcome,
+            directory=self._directory,
+            log=self._genesis.log if self._genesis else None,
+            owner_public_key=self._genesis.owner_public_key if self._genesis else None,
+            segments=segments,
+            lines=self._lines,
+            records=self._records,
+            bodies_opened=self._opened,
+            open_exchanges=len(self._carry.open),
+            first_time=self._first_time,
+            last_time=self._last_time,
+            findings=tuple(self._findings),
+            findings_total=sum(self._counts.values()),
+        )
+
+    def _tampered(self, segment: _Segment, line: int, what: str) -> None:
+        segment.broken = True
+        self._find(Severity.TAMPERED, segment.file.name, line, what)
+
+    def _find(self, severity: Severity, file: str, line: int, what: str) -> None:
+        self._counts[severity] += 1
+        if len(self._findings) < FINDINGS_MAX:
+            self._findings.append(Finding(severity, file, line, what))
+
+
+def _previous_in(following: SegmentFile | None) -> Previous | None:
+    """What the next segment says about where this one ends; None when it cannot be read or there is none."""
+    if following is None:
+        return None
+    try:
+        with following.open() as stream:
+            raw, whole = next(raw_lines(stream), (b"", False))
+        line = parse_line(raw) if whole else None
+    except (OSError, FormatError, NewerVersion):
+        return None
+    return line.previous if isinstance(line, SegmentLine) else None

@@ -1,0 +1,503 @@
+"""The writer's loop: workers' frames come in, durable lines go out, and only then an acknowledgement.
+
+One thread, one epoll, no timer on the way of a record. A turn takes what has arrived (at most 256 frames), numbers,
+seals and chains it, writes it with one system call, syncs once, and acknowledges each worker with one number. While
+the sync runs, the next batch piles up in the sockets; that is the whole group commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import orjson
+
+from secure_llm_proxy.audit.appender import Appender, Entry, LogUnavailable
+from secure_llm_proxy.audit.carry import OPEN_BYTES_MAX, entry_bytes
+from secure_llm_proxy.audit.format import BODY_BYTES_MAX, METADATA_BYTES_MAX, RefusedMetadata, check_metadata
+from secure_llm_proxy.audit.frames import COUNTER, FRAME_BYTES_MAX, HEAD, HELLO_BYTES, MAGIC, REFUSED
+from secure_llm_proxy.foundation.clock import SystemClock, rfc3339
+from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.foundation.identifiers import new_record_id
+from secure_llm_proxy.vocabulary.events import AuditType, EndStatus
+
+BATCH_FRAMES_MAX = 256
+_READ_BYTES = 512 << 10
+_CONNECTIONS_MAX = 512
+_RETRY_S = 0.5
+_DRAIN_S = 1.0
+_UNSENT_BYTES_MAX = 64 << 10
+_REFUSED_KEPT = 1024
+
+
+def report(event: str, **fields: object) -> None:
+    """One line of JSON on stderr. Never holds content of a record."""
+    print(json.dumps({"t": rfc3339(SystemClock().now()), "event": event, **fields}), file=sys.stderr, flush=True)
+
+
+class _Refused(Exception):
+    """The record may not enter the log."""
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """`worker` is empty until its hello was read; `taken` is the counter of the last frame taken from this connection."""
+
+    socket: socket.socket
+    worker: str = ""
+    welcomed: bool = False
+    taken: int = 0
+    buffer: bytes = b""
+    offset: int = 0
+    ended: bool = False
+    acks: list[int] = field(default_factory=list)
+    unsent: bytes = b""
+    watched_out: bool = False
+
+    def has_frame(self) -> bool:
+        available = len(self.buffer) - self.offset
+        if available < HEAD.size:
+            return False
+        return available >= HEAD.size + int(HEAD.unpack_from(self.buffer, self.offset)[0])
+
+
+class Writer:
+    """Serves `listener` (bound, listening, non-blocking) until SIGTERM, SIGINT or the parent's end."""
+
+    def __init__(
+        self, appender: Appender, listener: socket.socket, *, orphan_grace_s: float, parent: int | None = None
+    ) -> None:
+        self._appender = appender
+        self._listener = listener
+        self._grace_s = orphan_grace_s
+        self._parent = parent
+        self._epoll = select.epoll()
+        self._connections: dict[int, _Connection] = {}
+        self._by_worker: dict[str, _Connection] = {}
+        # Connections with a whole frame in their buffer: they are served before anything more is read from them.
+        self._ready: dict[_Connection, None] = {}
+        self._hellos: list[_Connection] = []
+        self._refused: dict[str, dict[int, None]] = {}
+        # When the open exchanges of a worker that is not connected become orphans (monotonic seconds).
+        self._deadlines: dict[str, float] = {}
+        self._seen_leaving: set[str] = set()
+        self._retry_at_s: float | None = None
+        self._stopping = False
+        self._identity = uuid.uuid4().hex
+        self._counter = 0
+        self._read_buffer = bytearray(_READ_BYTES)
+
+    def run(self) -> None:
+        """Returns after a clean stop, with the segment closed."""
+        woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for descriptor in (woken, self._listener.fileno()):
+            self._epoll.register(descriptor, select.EPOLLIN)
+        if self._parent is not None:
+            self._epoll.register(self._parent, select.EPOLLIN)
+        self._open()
+        while not self._stopping:
+            for descriptor, _ in self._epoll.poll(self._patience_s()):
+                if descriptor == woken:
+                    os.read(woken, 64)
+                elif descriptor == self._listener.fileno():
+                    self._accept()
+                elif descriptor == self._parent:
+                    self._hear_parent()
+                else:
+                    self._receive(descriptor)
+            self._turn()
+        signal.set_wakeup_fd(-1)
+        self._stop()
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        if self._retry_at_s is not None:
+            if time.monotonic() < self._retry_at_s:
+                return
+            self._open()
+            if self._retry_at_s is not None:
+                return
+        try:
+            self._write_arrived()
+            self._write_orphans()
+            self._appender.rotate_if_due(self._by_worker)
+        except LogUnavailable as error:
+            self._fail_closed(error)
+
+    def _write_arrived(self) -> None:
+        batch = self._take()
+        if batch:
+            self._appender.commit(batch, self._by_worker)
+        for connection in list(self._connections.values()):
+            if connection.acks or connection.unsent:
+                self._acknowledge(connection)
+            if connection.ended and connection not in self._ready:
+                self._drop(connection)
+        hellos, self._hellos = self._hellos, []
+        for connection in hellos:
+            self._welcome(connection)
+
+    def _patience_s(self) -> float | None:
+        """Seconds that the loop may sleep; None for ever."""
+        if self._retry_at_s is not None:
+            return max(0.0, self._retry_at_s - time.monotonic())
+        if self._ready or self._hellos:
+            return 0.0
+        waits = [deadline - time.monotonic() for deadline in self._deadlines.values()]
+        if self._appender.age_due_s is not None:
+            waits.append(self._appender.age_due_s)
+        # epoll counts in milliseconds and wants no busy last one
+        return max(0.0, min(waits)) + 0.001 if waits else None
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _hear_parent(self) -> None:
+        """Whoever started us for its own needs holds the other end of this pipe; when it is gone, so are we."""
+        if self._parent is not None and not os.read(self._parent, 4096):
+            self._stopping = True
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                peer, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # Out of file descriptors: the backlog keeps the peer, and it must not keep us spinning.
+                report("accept_failed", error=error.strerror)
+                time.sleep(0.05)
+                return
+            if self._retry_at_s is not None or len(self._connections) >= _CONNECTIONS_MAX:
+                peer.close()
+                continue
+            peer.setblocking(False)
+            self._connections[peer.fileno()] = _Connection(peer)
+            self._epoll.register(peer.fileno(), select.EPOLLIN)
+
+    def _receive(self, descriptor: int) -> None:
+        connection = self._connections.get(descriptor)
+        if connection is None or connection in self._ready or connection.ended:
+            return
+        try:
+            # recv(n) would map, trim and unmap n bytes every turn
+            size = connection.socket.recv_into(self._read_buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if not size:
+            connection.ended = True
+            return
+        arrived = bytes(memoryview(self._read_buffer)[:size])
+        connection.buffer = connection.buffer[connection.offset :] + arrived
+        connection.offset = 0
+        if not connection.worker and not self._read_hello(connection):
+            return
+        if len(connection.buffer) >= HEAD.size and HEAD.unpack_from(connection.buffer)[0] > FRAME_BYTES_MAX:
+            self._break_off(connection, "frame_too_long")
+        elif connection.welcomed and connection.has_frame():
+            self._ready[connection] = None
+
+    def _read_hello(self, connection: _Connection) -> bool:
+        if len(connection.buffer) < HELLO_BYTES:
+            return False
+        if not connection.buffer.startswith(MAGIC):
+            self._break_off(connection, "not_our_protocol")
+            return False
+        connection.worker = connection.buffer[len(MAGIC) : HELLO_BYTES].hex()
+        connection.buffer = connection.buffer[HELLO_BYTES:]
+        self._hellos.append(connection)
+        return True
+
+    def _welcome(self, connection: _Connection) -> None:
+        """Answered after the batch, so that what an older connection of the same worker sent is counted."""
+        if connection.ended:
+            return
+        older = self._by_worker.get(connection.worker)
+        if older is not None:
+            self._drop(older)
+        self._by_worker[connection.worker] = connection
+        self._deadlines.pop(connection.worker, None)
+        self._seen_leaving.discard(connection.worker)
+        durable = self._appender.carry.seen.get(connection.worker, 0)
+        refused = self._refused.get(connection.worker)
+        # A refused record must not pass for durable because later ones are: the worker sends it again, and is told.
+        known = min(durable, min(refused) - 1) if refused else durable
+        connection.welcomed = True
+        self._send(connection, COUNTER.pack(known))
+        if connection.has_frame():
+            self._ready[connection] = None
+
+    def _acknowledge(self, connection: _Connection) -> None:
+        acks, connection.acks = connection.acks, []
+        self._send(connection, b"".join([COUNTER.pack(ack) for ack in acks]))
+
+    def _send(self, connection: _Connection, content: bytes) -> None:
+        """A worker that does not read its answers hurts itself only: they wait here, and then it is hung up on."""
+        content = connection.unsent + content
+        try:
+            sent = connection.socket.send(content) if content else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            connection.ended = True
+            return
+        connection.unsent = content[sent:]
+        if len(connection.unsent) > _UNSENT_BYTES_MAX:
+            connection.ended = True
+        if connection.watched_out != bool(connection.unsent):
+            connection.watched_out = bool(connection.unsent)
+            events = select.EPOLLIN | select.EPOLLOUT if connection.unsent else select.EPOLLIN
+            self._epoll.modify(connection.socket.fileno(), events)
+
+    def _break_off(self, connection: _Connection, why: str) -> None:
+        report("peer_broken_off", why=why, worker=connection.worker)
+        connection.ended = True
+        self._ready.pop(connection, None)
+
+    def _drop(self, connection: _Connection) -> None:
+        self._connections.pop(connection.socket.fileno(), None)
+        self._ready.pop(connection, None)
+        connection.ended = True
+        connection.socket.close()
+        if self._by_worker.get(connection.worker) is connection:
+            del self._by_worker[connection.worker]
+            self._seen_leaving.add(connection.worker)
+            self._deadlines[connection.worker] = time.monotonic() + self._grace_s
+
+    # --- frames -------------------------------------------------------------------------------------------------------
+
+    def _take(self) -> list[Entry]:
+        """At most 256 frames, in order of each worker, the connections in turn. Known and refused ones are only acked."""
+        batch: list[Entry] = []
+        # Exchanges that this batch opens and closes; the carry learns of them when they are durable.
+        opened: dict[str, tuple[str, str]] = {}
+        room = BATCH_FRAMES_MAX
+        for connection in list(self._ready):
+            if room <= 0:
+                break
+            del self._ready[connection]
+            share = room
+            while share and connection.has_frame():
+                share -= 1
+                self._take_frame(connection, batch, opened)
+            room = share
+            if connection.has_frame():
+                # To the end of the queue: one worker's backlog must not keep the others waiting.
+                self._ready[connection] = None
+        return batch
+
+    def _take_frame(self, connection: _Connection, batch: list[Entry], opened: dict[str, tuple[str, str]]) -> None:
+        length, counter = HEAD.unpack_from(connection.buffer, connection.offset)[:2]
+        start = connection.offset
+        connection.offset = end = start + HEAD.size + length
+        worker = connection.worker
+        refused = self._refused.get(worker)
+        if refused and counter in refused:
+            connection.acks.append(counter | REFUSED)
+            return
+        if counter <= max(connection.taken, self._appender.carry.seen.get(worker, 0)):
+            _acknowledge_with_the_batch(connection, counter)
+            return
+        connection.taken = counter
+        try:
+            metadata, body = _contents(connection.buffer[start:end])
+            batch.append(self._entry(worker, counter, metadata, body, opened))
+        except (_Refused, RefusedMetadata) as error:
+            report("record_refused", worker=worker, counter=counter, why=str(error))
+            kept = self._refused.setdefault(worker, {})
+            kept[counter] = None
+            if len(kept) > _REFUSED_KEPT:
+                del kept[next(iter(kept))]
+            connection.acks.append(counter | REFUSED)
+        else:
+            _acknowledge_with_the_batch(connection, counter)
+
+    def _entry(
+        self, worker: str, counter: int, metadata: bytes, body: bytes, opened: dict[str, tuple[str, str]]
+    ) -> Entry:
+        """The record as it will stand in the log, or `_Refused`/`RefusedMetadata`."""
+        clear = check_metadata(_members(metadata))
+        written = orjson.dumps(clear)
+        kind, identifier, exchange = str(clear["ty"]), str(clear["id"]), str(clear["rid"])
+        carry = self._appender.carry
+        start = None
+        if kind == AuditType.LLM_START:
+            if identifier in opened or identifier in carry.open:
+                raise _Refused("its id is that of an open exchange")
+            size = carry.open_bytes + sum(entry_bytes(key, value[0]) for key, value in opened.items())
+            if size + entry_bytes(identifier, exchange) > OPEN_BYTES_MAX:
+                raise _Refused("too many exchanges are open")
+            opened[identifier] = (exchange, worker)
+        elif kind == AuditType.LLM_END:
+            start = str(clear["sid"])
+            owner = opened.get(start) or carry.open.get(start)
+            if owner is not None and owner != (exchange, worker):
+                raise _Refused("the exchange that it ends is another's")
+        return Entry(worker, counter, written, body, kind, identifier, exchange, start)
+
+    # --- exchanges whose worker died ----------------------------------------------------------------------------------
+
+    def _write_orphans(self, *, stopping: bool = False) -> None:
+        now = time.monotonic()
+        due = set(self._seen_leaving) if stopping else {w for w, deadline in self._deadlines.items() if deadline <= now}
+        if not due:
+            return
+        orphans = [
+            self._orphan(start, exchange)
+            for start, (exchange, worker) in self._appender.carry.open.items()
+            if worker in due and worker not in self._by_worker
+        ]
+        for first in range(0, len(orphans), BATCH_FRAMES_MAX):
+            self._appender.commit(orphans[first : first + BATCH_FRAMES_MAX], self._by_worker)
+        for worker in due:
+            self._deadlines.pop(worker, None)
+            self._seen_leaving.discard(worker)
+            self._refused.pop(worker, None)
+        if orphans:
+            report("orphans_closed", exchanges=len(orphans), workers=len(due))
+
+    def _orphan(self, start: str, exchange: str) -> Entry:
+        self._counter += 1
+        identifier = new_record_id()
+        members = {
+            "ty": AuditType.LLM_END.value,
+            "id": identifier,
+            "rid": exchange,
+            "sid": start,
+            "st": EndStatus.ORPHAN.value,
+        }
+        return Entry(
+            self._identity,
+            self._counter,
+            orjson.dumps(members),
+            b"",
+            AuditType.LLM_END.value,
+            identifier,
+            exchange,
+            start,
+        )
+
+    # --- when the disk is away, and the end ---------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        try:
+            self._appender.open_segment(self._by_worker)
+        except OSError as error:
+            self._fail_closed(LogUnavailable(error.strerror or str(error)))
+            return
+        if self._retry_at_s is not None:
+            report("log_back")
+        self._retry_at_s = None
+        # Whoever has something open gets the whole grace to come (back).
+        self._deadlines = {
+            worker: time.monotonic() + self._grace_s
+            for _, worker in self._appender.carry.open.values()
+            if worker not in self._by_worker
+        }
+
+    def _fail_closed(self, error: LogUnavailable) -> None:
+        """No record can become durable: hang up on everybody without an acknowledgement, and try again."""
+        if self._retry_at_s is None:
+            report("log_unavailable", error=str(error))
+        self._retry_at_s = time.monotonic() + _RETRY_S
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        self._ready.clear()
+        self._hellos.clear()
+
+    def _stop(self) -> None:
+        """Take what has arrived (for a second at most), close the segment."""
+        notify("STOPPING=1")
+        deadline = time.monotonic() + _DRAIN_S
+        try:
+            while self._retry_at_s is None and time.monotonic() < deadline:
+                arrived = [descriptor for descriptor, _ in self._epoll.poll(0) if descriptor in self._connections]
+                if not arrived and not self._ready:
+                    break
+                for descriptor in arrived:
+                    self._receive(descriptor)
+                self._write_arrived()
+            if self._appender.is_open:
+                # Their processes have ended before us: nobody will come to close these exchanges.
+                self._write_orphans(stopping=True)
+                self._appender.close_segment("stop")
+        except (OSError, LogUnavailable) as error:
+            report("stop_incomplete", error=str(error))
+
+
+def _contents(whole: bytes) -> tuple[bytes, bytes]:
+    """Metadata and body of a frame."""
+    _, counter, flags, kid_length, metadata_length = HEAD.unpack_from(whole)
+    if flags or kid_length or not 0 < counter < REFUSED:
+        raise _Refused("it asks for what this version does not know")
+    split = HEAD.size + metadata_length
+    if split > len(whole) or metadata_length > METADATA_BYTES_MAX or len(whole) - split > BODY_BYTES_MAX:
+        raise _Refused("its metadata or body is too long")
+    return whole[HEAD.size : split], whole[split:]
+
+
+def _members(metadata: bytes) -> dict[str, object]:
+    try:
+        members = orjson.loads(metadata)
+    except orjson.JSONDecodeError:
+        raise _Refused("its metadata is not JSON") from None
+    if not isinstance(members, dict):
+        raise _Refused("its metadata is no object")
+    return members
+
+
+def _acknowledge_with_the_batch(connection: _Connection, counter: int) -> None:
+    acks = connection.acks
+    if acks and not acks[-1] & REFUSED:
+        acks[-1] = max(acks[-1], counter)
+    else:
+        acks.append(counter)
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening socket at `path`, mode 0660. Whoever calls holds the log's lock, so what lies there is stale."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        previous = os.umask(0o117)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(previous)
+        listener.listen(_CONNECTIONS_MAX)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        # Python raises this one without an errno.
+        reason = error.strerror or str(error)
+        hint = "; choose a path below 100 characters" if error.errno in {None, errno.ENAMETOOLONG} else ""
+        raise OperatorError(f"The audit writer cannot listen on AUDIT_SOCKET={path}: {reason}{hint}.") from None
+    return listener
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it asked to be told (sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)

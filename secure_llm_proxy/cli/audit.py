@@ -1,0 +1,197 @@
+"""`manage.py audit`: begin, verify, print and open the sealed log."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from pathlib import Path
+
+import click
+import orjson
+
+from secure_llm_proxy.audit import (
+    Opened,
+    SocketJournal,
+    VerificationReport,
+    initialise,
+    log_lines,
+    open_records,
+    running_writer,
+    verify,
+)
+from secure_llm_proxy.cli.context import CommandContext, pass_context
+from secure_llm_proxy.cli.output import as_cell, json_option, show_json
+from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
+from secure_llm_proxy.foundation.identifiers import new_record_id, ulid
+from secure_llm_proxy.vocabulary.audit import AuditEvent
+from secure_llm_proxy.vocabulary.events import AuditType, EventName
+
+
+@click.group()
+def audit() -> None:
+    """The sealed audit log."""
+
+
+@audit.command()
+@pass_context
+def init(context: CommandContext) -> None:
+    """Begin the log: make its owner key (shown once, keep it offline) and its first epoch key. Again: changes nothing."""
+    genesis = initialise(context.audit_settings)
+    if genesis.owner_private_key is None:
+        click.echo(f"The log {genesis.log} has begun already in {genesis.directory}.")
+    else:
+        click.echo(f"The log {genesis.log} begins in {genesis.directory}.")
+        click.echo("Owner key, private half (shown once; keep it offline, a restored log needs it):")
+        click.echo(f"    {genesis.owner_private_key}")
+    click.echo("Owner key, public half (give it to auditors; `audit verify --genesis` takes it):")
+    click.echo(f"    {genesis.owner_public_key}")
+
+
+@audit.command(name="verify")
+@click.argument("directory", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--genesis", help="The owner's public key as you know it; without it the one beside the log is believed.")
+@click.option("--content", is_flag=True, help="Also open every body; needs AUDIT_KEK.")
+@json_option
+@click.pass_obj
+def verify_log(
+    context: CommandContext, directory: Path | None, genesis: str | None, *, content: bool, as_json: bool
+) -> None:
+    """Check the whole log in DIRECTORY (default AUDIT_DIR), offline and without any secret.
+
+    Exit code 0 intact, 1 tampered, 2 usage, 3 incomplete, 4 undecidable.
+    """
+    kek = None
+    if content:
+        secret = context.audit_settings.kek
+        if secret is None:
+            raise OperatorError("--content needs AUDIT_KEK, the key of the audit writer.")
+        kek = secret.get_secret_value()
+    place = directory or context.settings.audit.directory
+    report = verify(place, genesis_public_key=genesis, progress=_Progress(), kek=kek)
+    if as_json:
+        show_json(_report_values(report))
+    else:
+        _tell(report)
+    sys.exit(report.exit_code)
+
+
+class _Progress:
+    """A line on standard error that tells how far the verification is; only for a person at a terminal."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+
+    def __call__(self, file: str, lines: int) -> None:
+        if self._shown:
+            click.echo(f"\r{lines} lines checked, now in {file} ", err=True, nl=False)
+
+
+def _tell(report: VerificationReport) -> None:
+    click.echo(
+        f"{report.outcome.value.upper()}: log {report.log or 'unknown'}, {report.segments} segments, {report.lines} lines, "
+        f"{report.records} records, {report.first_time or '-'} to {report.last_time or '-'}."
+    )
+    if report.bodies_opened:
+        click.echo(f"{report.bodies_opened} bodies were opened.")
+    if report.open_exchanges:
+        click.echo(f"{report.open_exchanges} exchanges were under way.")
+    for finding in report.findings:
+        click.echo(as_cell(str(finding)))
+    if report.findings_total > len(report.findings):
+        click.echo(f"… and {report.findings_total - len(report.findings)} more findings.")
+
+
+def _report_values(report: VerificationReport) -> dict[str, object]:
+    return {
+        "outcome": report.outcome.value,
+        "directory": str(report.directory),
+        "log": report.log,
+        "owner_public_key": report.owner_public_key,
+        "segments": report.segments,
+        "lines": report.lines,
+        "records": report.records,
+        "bodies_opened": report.bodies_opened,
+        "open_exchanges": report.open_exchanges,
+        "first_time": report.first_time,
+        "last_time": report.last_time,
+        "findings_total": report.findings_total,
+        "findings": [
+            {"severity": found.severity.value, "file": found.file, "line": found.line, "what": found.what}
+            for found in report.findings
+        ],
+    }
+
+
+@audit.command()
+@pass_context
+def cat(context: CommandContext) -> None:
+    """Print every line of the log, oldest first, bodies sealed: made for grep and jq."""
+    out = sys.stdout.buffer
+    try:
+        for line in log_lines(context.settings.audit.directory, host_id=context.settings.audit.host_id):
+            out.write(line.raw + b"\n")
+        out.flush()
+    except BrokenPipeError:
+        # `audit cat | head` is a good use of it.
+        sys.stderr.close()
+
+
+@audit.command()
+@click.argument("identifier")
+@json_option
+@pass_context
+def show(context: CommandContext, identifier: str, *, as_json: bool) -> None:
+    """Open the records of IDENTIFIER, a record's or an exchange's id. The look itself is recorded first."""
+    settings = context.audit_settings
+    if settings.kek is None and settings.encryption_enabled:
+        raise OperatorError("Opening a record needs AUDIT_KEK; run this as a user who may read the audit writer's key.")
+    _record_reveal(context, identifier)
+    key = settings.kek.get_secret_value() if settings.kek is not None else None
+    opened = open_records(settings.directory, identifier, key, host_id=settings.host_id)
+    opened = [found for found in opened if found.record.type != AuditType.REVEAL]
+    if not opened:
+        raise OperatorError(f"No record has the id {as_cell(identifier)}.")
+    if as_json:
+        show_json([_values(found) for found in opened])
+        return
+    for found in opened:
+        click.echo(f"{found.file}:{found.number}  {found.record.type}  {found.record.id}")
+        for name, value in _values(found).items():
+            click.echo(f"    {name}: {_readable(value)}")
+
+
+def _record_reveal(context: CommandContext, identifier: str) -> None:
+    clear = {"target": identifier[:64], "by": f"host:{getpass.getuser()}"}
+    event = AuditEvent(new_record_id(), AuditType.REVEAL, "adm_" + ulid(), EventName.AUDIT_REVEAL, clear, b"{}")
+    with running_writer(context.audit_settings):
+        journal = SocketJournal(context.audit_settings)
+        try:
+            journal.record(event)
+        except ProxyError as error:
+            raise OperatorError(f"Nothing is shown, since the look could not be recorded ({error.detail}).") from error
+        finally:
+            journal.close()
+
+
+def _values(found: Opened) -> dict[str, object]:
+    body: object = None
+    if found.body is not None:
+        try:
+            body = orjson.loads(found.body)
+        except orjson.JSONDecodeError:
+            body = found.body.decode("utf-8", "replace")
+    record = found.record
+    return {
+        "time": record.t,
+        "exchange": record.exchange_id,
+        "event": record.event,
+        **record.clear,
+        "body": body,
+        **({"problem": found.problem} if found.problem else {}),
+    }
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, dict | list):
+        return as_cell(orjson.dumps(value).decode())
+    return as_cell(value)

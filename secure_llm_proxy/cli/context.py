@@ -1,0 +1,121 @@
+"""What commands are given: settings, database, accounts, and the way in which a change is recorded before it is made."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TypeVar
+
+import click
+from sqlalchemy.orm import Session
+
+from secure_llm_proxy.audit import SocketJournal, running_writer
+from secure_llm_proxy.cli.database_schema import require_current_schema
+from secure_llm_proxy.foundation import strict_json
+from secure_llm_proxy.foundation.clock import Clock, SystemClock
+from secure_llm_proxy.foundation.database import Database
+from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
+from secure_llm_proxy.foundation.identifiers import new_record_id, ulid
+from secure_llm_proxy.foundation.secret_values import derive_key
+from secure_llm_proxy.identity import Accounts, announce_revocation
+from secure_llm_proxy.settings import AuditSettings, Settings, load_settings
+from secure_llm_proxy.settings.loading import SettingsError, load_audit_writer_settings
+from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
+from secure_llm_proxy.vocabulary.events import AuditType, EventName
+
+T = TypeVar("T")
+
+
+class CommandContext:
+    """Every part is made when it is first used, so that `--help` and `doctor` work with nothing configured."""
+
+    @cached_property
+    def settings(self) -> Settings:
+        return load_settings()
+
+    @cached_property
+    def audit_settings(self) -> AuditSettings:
+        """The writer's own section, with its key where this user may read it; else without."""
+        try:
+            return load_audit_writer_settings()
+        except SettingsError:
+            return self.settings.audit
+
+    @cached_property
+    def clock(self) -> Clock:
+        return SystemClock()
+
+    @cached_property
+    def database(self) -> Database:
+        database = Database(self.settings.database)
+        require_current_schema(database)
+        return database
+
+    @cached_property
+    def secret_key(self) -> str:
+        secret = self.settings.secrets.secret_key
+        if secret is None:
+            raise OperatorError("SECRET_KEY is missing; make one with: openssl rand -hex 32")
+        return secret.get_secret_value()
+
+    @cached_property
+    def accounts(self) -> Accounts:
+        return Accounts(
+            self.settings.identity,
+            self.clock,
+            pepper=derive_key(self.secret_key, "slp/key-pepper"),
+            password_pepper=derive_key(self.secret_key, "slp/password-pepper"),
+        )
+
+    def change(
+        self,
+        action: str,
+        subject: str,
+        clear: Mapping[str, ClearValue],
+        body: Mapping[str, object],
+        apply: Callable[[Session], T],
+    ) -> T:
+        """Record the intent durably, apply it in one transaction, record the result.
+
+        `clear` stays readable in the log, `body` is sealed; neither may hold a secret. Raises `OperatorError`, and
+        applies nothing, when the intent can't be recorded.
+        """
+        change_id = "adm_" + ulid()
+        database = self.database
+        told: dict[str, ClearValue] = {"act": action, "subject": subject, "by": f"host:{getpass.getuser()}", **clear}
+        with running_writer(self.audit_settings):
+            journal = SocketJournal(self.audit_settings)
+            try:
+                journal.record(
+                    AuditEvent(
+                        new_record_id(),
+                        AuditType.ADMIN_INTENT,
+                        change_id,
+                        EventName.ADMIN_CHANGE,
+                        told,
+                        strict_json.dumps(dict(body)),
+                    )
+                )
+                try:
+                    result = database.run(apply)
+                except BaseException as error:
+                    self._record_result(journal, change_id, {**told, "ok": False, "why": type(error).__name__})
+                    raise
+                self._record_result(journal, change_id, {**told, "ok": True})
+                return result
+            except ProxyError as error:
+                raise OperatorError(f"{error.public} ({error.detail or error.code})") from error
+            finally:
+                journal.close()
+
+    def _record_result(self, journal: SocketJournal, change_id: str, clear: dict[str, ClearValue]) -> None:
+        journal.record(AuditEvent(new_record_id(), AuditType.ADMIN_RESULT, change_id, EventName.ADMIN_CHANGE, clear, b"{}"))
+
+    def announce_revocation(self, kid: str) -> None:
+        """Tell running workers at once; without Redis they learn it within API_KEY_CACHE_S seconds."""
+        if self.settings.redis.url is not None:
+            announce_revocation(self.settings.redis, kid)
+
+
+pass_context = click.make_pass_decorator(CommandContext)

@@ -1,0 +1,205 @@
+"""`manage.py doctor`: every dependency, setting and file permission, each with the fix."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import click
+import redis
+
+from secure_llm_proxy.audit import GenesisBroken, read_genesis
+from secure_llm_proxy.audit.segments import host_directory
+from secure_llm_proxy.cli.context import CommandContext, pass_context
+from secure_llm_proxy.cli.output import json_option, show_json, show_table
+from secure_llm_proxy.cli.status import fetch_health
+from secure_llm_proxy.foundation.cancellation import Cancellation
+from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
+from secure_llm_proxy.settings import Settings, SettingsError
+from secure_llm_proxy.settings.loading import load_audit_writer_settings, relaxed_settings
+from secure_llm_proxy.settings.strength import weakness_of
+from secure_llm_proxy.upstream import OpenAiCompatibleProvider
+
+_PYTHON_MIN = (3, 11)
+_FREE_BYTES_MIN = 1 << 30
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at. `fix` is what to do, empty when nothing is."""
+
+    what: str
+    level: Level
+    found: str
+    fix: str = ""
+
+
+@click.command()
+@json_option
+@pass_context
+def doctor(context: CommandContext, *, as_json: bool) -> None:
+    """Look at everything this product stands on, and tell what to do about what is wrong. Exit 1 when something is."""
+    checks = list(_examine(context))
+    if as_json:
+        show_json([{"what": c.what, "level": c.level.value, "found": c.found, "fix": c.fix} for c in checks])
+    else:
+        show_table(("check", "state", "found", "fix"), [(c.what, c.level, c.found, c.fix or None) for c in checks], empty="")
+    sys.exit(1 if any(check.level is Level.FAILED for check in checks) else 0)
+
+
+def _examine(context: CommandContext) -> Iterator[Check]:
+    yield _python()
+    try:
+        settings = context.settings
+    except SettingsError as error:
+        for mistake in error.mistakes:
+            yield Check(f"setting {mistake.name}", Level.FAILED, mistake.problem, "see docs/configuration.md")
+        return
+    yield Check("settings", Level.OK, f"profile {settings.server.profile}")
+    for name, why in relaxed_settings(settings):
+        yield Check(f"setting {name}", Level.WARNING, why, f"remove {name}; production refuses it")
+    yield from _secrets(settings)
+    yield from _files(settings)
+    yield _guarded("database", lambda: _database(context))
+    if settings.redis.url is not None:
+        yield _guarded("redis", lambda: _redis(settings))
+    yield _guarded("audit root of trust", lambda: _genesis(context))
+    yield _audit_writer(settings)
+    yield _disk(settings)
+    yield _guarded("provider", lambda: _provider(settings))
+    yield _server(settings)
+
+
+def _guarded(what: str, look: Callable[[], Check]) -> Check:
+    try:
+        return look()
+    except OperatorError as error:
+        return Check(what, Level.FAILED, "not usable", str(error))
+    except ProxyError as error:
+        return Check(what, Level.FAILED, error.public, error.detail or "see the log")
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < _PYTHON_MIN:
+        return Check("python", Level.FAILED, version, "install Python 3.11 or newer")
+    return Check("python", Level.OK, version)
+
+
+def _secrets(settings: Settings) -> Iterator[Check]:
+    for name, secret in (("SECRET_KEY", settings.secrets.secret_key), ("ENCRYPTION_KEY", settings.secrets.encryption_key)):
+        weakness = weakness_of(secret.get_secret_value()) if secret is not None else "is missing"
+        if weakness:
+            yield Check(name, Level.WARNING, weakness, "make one with: openssl rand -hex 32 (keys made with the old one die)")
+        else:
+            yield Check(name, Level.OK, "strong")
+
+
+def _files(settings: Settings) -> Iterator[Check]:
+    private = (
+        Path(os.environ.get("ENV_FILE", ".env")),
+        settings.audit.keys_directory,
+        settings.server.instance_directory / "app.db",
+    )
+    for path in private:
+        if not path.exists():
+            continue
+        mode = stat.S_IMODE(path.stat().st_mode)
+        forbidden = 0o077 if path.name != "app.db" else 0o007
+        if mode & forbidden:
+            yield Check(f"file {path.name}", Level.FAILED, f"others may read it (mode {mode:04o})", f"chmod go-rwx {path}")
+        else:
+            yield Check(f"file {path.name}", Level.OK, f"mode {mode:04o}")
+    log = settings.telemetry.log_directory
+    if log is not None and log.exists() and not os.access(log, os.W_OK):
+        yield Check("log directory", Level.FAILED, "not writable", f"give this user the right to write in {log}")
+
+
+def _database(context: CommandContext) -> Check:
+    database = context.database
+    trouble = database.trouble()
+    if trouble is not None:
+        return Check("database", Level.FAILED, trouble, "start it, or correct DATABASE_URL")
+    return Check("database", Level.OK, "SQLite, schema current" if database.is_sqlite else "PostgreSQL, schema current")
+
+
+def _redis(settings: Settings) -> Check:
+    url = settings.redis.connection_url() or ""
+    try:
+        with redis.Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3) as client:
+            policy = client.config_get("maxmemory-policy")
+            name = policy.get("maxmemory-policy") if isinstance(policy, dict) else None
+    except redis.ResponseError:
+        return Check("redis", Level.OK, "answers (CONFIG is not allowed, its policy is unknown)")
+    except redis.RedisError as error:
+        return Check("redis", Level.FAILED, type(error).__name__, "start it, or correct REDIS_URL and REDIS_PASSWORD")
+    if name != "noeviction":
+        return Check("redis", Level.WARNING, f"maxmemory-policy {name}", "set maxmemory-policy noeviction: eviction forgets limits")
+    return Check("redis", Level.OK, "answers, noeviction")
+
+
+def _genesis(context: CommandContext) -> Check:
+    audit = context.settings.audit
+    try:
+        genesis = read_genesis(host_directory(audit.directory, audit.host_id))
+    except FileNotFoundError:
+        return Check("audit root of trust", Level.FAILED, "there is none", "run: manage.py audit init")
+    except GenesisBroken as error:
+        return Check("audit root of trust", Level.FAILED, str(error), "restore genesis.json from the backup")
+    return Check("audit root of trust", Level.OK, f"log {genesis.log}")
+
+
+def _audit_writer(settings: Settings) -> Check:
+    try:
+        load_audit_writer_settings()
+    except SettingsError as error:
+        return Check("audit writer", Level.WARNING, "AUDIT_KEK can't be read here", str(error.mistakes[0]))
+    if not settings.audit.socket.exists():
+        return Check("audit writer", Level.WARNING, "not running", "start it: manage.py serve, or secure-llm-audit.service")
+    return Check("audit writer", Level.OK, "socket is there")
+
+
+def _disk(settings: Settings) -> Check:
+    place = settings.audit.directory
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    found = f"{free / (1 << 30):.1f} GiB free for the audit log"
+    if free < _FREE_BYTES_MIN:
+        return Check("disk", Level.FAILED, found, "free some, or move AUDIT_DIR: without room no request is served")
+    return Check("disk", Level.OK, found)
+
+
+def _provider(settings: Settings) -> Check:
+    if settings.upstream.api_url is None:
+        return Check("provider", Level.WARNING, "none: the demo model answers", "set LLM_API_URL and LLM_API_KEY")
+    if settings.upstream.models:
+        return Check("provider", Level.OK, f"{len(settings.upstream.models)} models listed by LLM_MODELS, not asked")
+    provider = OpenAiCompatibleProvider(settings.upstream)
+    try:
+        models = provider.list_models(Cancellation())
+    finally:
+        provider.close()
+    return Check("provider", Level.OK, f"answers, {len(models)} models")
+
+
+def _server(settings: Settings) -> Check:
+    try:
+        status, told = fetch_health(settings, "/health/ready")
+    except OSError:
+        return Check("server", Level.WARNING, "not running", "start it: manage.py serve, or secure_llm_proxy.service")
+    if status != 200:  # noqa: PLR2004
+        return Check("server", Level.FAILED, f"not ready: {told.get('dependencies')}", "see the checks above and the log")
+    return Check("server", Level.OK, "ready")

@@ -1,0 +1,164 @@
+"""`manage.py serve` and the first run behind `scripts/run`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from secure_llm_proxy import __version__
+from secure_llm_proxy.audit import initialise, running_writer
+from secure_llm_proxy.cli.context import CommandContext, pass_context
+from secure_llm_proxy.cli.database_schema import require_current_schema, run_migrations
+from secure_llm_proxy.foundation.database import Database
+from secure_llm_proxy.identity import Role
+from secure_llm_proxy.server.supervisor import Supervisor, require_free_address
+from secure_llm_proxy.settings import Settings
+from secure_llm_proxy.telemetry import configure_logs
+
+_PROJECT = Path(__file__).resolve().parents[2]
+_ADMIN = "admin"
+_GENERATED = ("SECRET_KEY", "ENCRYPTION_KEY", "AUDIT_KEK")
+
+
+@click.command()
+@click.option("--host", help="Address to listen on; overrides HOST.")
+@click.option("--port", type=click.IntRange(1, 65535), help="TCP port; overrides PORT.")
+@pass_context
+def serve(context: CommandContext, host: str | None, port: int | None) -> None:
+    """Start the audit writer and the server, keep them alive, stop them on Ctrl-C or SIGTERM."""
+    _override(host, port)
+    sys.exit(_serve(context.settings, lambda: click.echo(f"Ready at {address_of(context.settings)}.")))
+
+
+@click.command(name="first-run", hidden=True)
+@click.option("--host", help="Address to listen on; overrides HOST.")
+@click.option("--port", type=click.IntRange(1, 65535), help="TCP port; overrides PORT.")
+def first_run(host: str | None, port: int | None) -> None:
+    """Make what is missing (secrets, database, first admin and key, audit log), then serve. Called by scripts/run."""
+    made_env = write_env(Path(os.environ.get("ENV_FILE", ".env")))
+    _override(host, port)
+    context = CommandContext()
+    settings = context.settings
+    require_free_address(settings)
+    if made_env:
+        click.echo(f"Secrets were generated into {made_env} (readable by you alone).")
+    database = Database(settings.database)
+    run_migrations(database.engine, "upgrade", "head")
+    shown: list[str] = []
+    genesis = initialise(context.audit_settings)
+    if genesis.owner_private_key is not None:
+        shown += [
+            "Audit owner key (shown once; keep it offline, a restored log needs it):",
+            f"    {genesis.owner_private_key}",
+        ]
+    with running_writer(context.audit_settings):
+        key = _first_admin_and_key(context, shown)
+    for line in shown:
+        click.echo(line)
+    sys.exit(_serve(settings, lambda: _say_how_to_ask(settings, key)))
+
+
+def write_env(path: Path) -> Path | None:
+    """Write `.env` with generated secrets, mode 0600, whole or not at all; None when it is there already."""
+    if path.exists():
+        return None
+    text = "# Made by scripts/run. Keep it: without these secrets keys are void and the audit log can't be read.\n"
+    text += "".join(f"{name}={secrets.token_hex(32)}\n" for name in _GENERATED if not os.environ.get(name))
+    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(part, path)
+    except FileExistsError:
+        return None
+    finally:
+        part.unlink()
+    return path
+
+
+def address_of(settings: Settings) -> str:
+    """Where the server listens, as a URL or a socket's path."""
+    if settings.server.bind is not None:
+        return settings.server.bind
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.server.host, settings.server.host)  # noqa: S104
+    return f"http://{host}:{settings.server.port}"
+
+
+def _override(host: str | None, port: int | None) -> None:
+    """Options become environment, so that every child sees them."""
+    if host is not None:
+        os.environ["HOST"] = host
+    if port is not None:
+        os.environ["PORT"] = str(port)
+
+
+def _serve(settings: Settings, on_ready: Callable[[], None]) -> int:
+    configure_logs(settings.telemetry, to_files=False)
+    require_free_address(settings)
+    require_current_schema(Database(settings.database))
+    return Supervisor(settings, project=_PROJECT).run(on_ready)
+
+
+def _first_admin_and_key(context: CommandContext, shown: list[str]) -> str | None:
+    """Make the first admin and key when there is no user yet; the key is returned once and stored nowhere."""
+    if context.database.run(context.accounts.list_users):
+        return None
+    accounts = context.accounts
+    context.change(
+        "user.create",
+        _ADMIN,
+        {"role": Role.OWNER},
+        {},
+        lambda session: accounts.create_user(session, username=_ADMIN, email="admin@localhost", role=Role.OWNER),
+    )
+    token = context.change(
+        "user.setup_token", _ADMIN, {}, {}, lambda session: accounts.start_setup(session, username=_ADMIN)
+    )
+    issued = context.change(
+        "key.create",
+        _ADMIN,
+        {"name": "first key"},
+        {},
+        lambda session: accounts.create_api_key(session, username=_ADMIN, name="first key"),
+    )
+    shown += [
+        f"First admin: {_ADMIN}. One-time setup token (1 h; set a password with: manage.py setup-password):",
+        f"    {token.secret}",
+        "API key (shown once):",
+        f"    {issued.secret}",
+    ]
+    return issued.secret
+
+
+def _say_how_to_ask(settings: Settings, key: str | None) -> None:
+    address = address_of(settings)
+    told = key or "YOUR_API_KEY"
+    demo = settings.upstream.api_url is None
+    model = "demo" if demo else (settings.upstream.default_model or "a model that GET /v1/models lists")
+    lines = [
+        "",
+        f"Secure LLM Proxy {__version__} is ready.",
+        *(["No provider is configured (LLM_API_URL), so the local model `demo` answers."] if demo else []),
+        "",
+        "Ask it:",
+        f"    curl -s {shlex.quote(address + '/chat')} -H 'Authorization: Bearer {told}' \\",
+        "        -H 'Content-Type: application/json' -d '{\"prompt\": \"Hello, who are you?\"}'",
+        "",
+        "With an OpenAI SDK:",
+        f'    client = OpenAI(base_url="{address}/v1", api_key="{told}")',
+        f'    client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}])',
+        "",
+        f"Health: {address}/health",
+        *([] if key else ["The API key was shown at the first start; make another: .venv/bin/python manage.py create-api-key --user admin --name NAME"]),
+        "Stop with Ctrl-C.",
+    ]
+    click.echo("\n".join(lines))

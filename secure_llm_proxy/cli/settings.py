@@ -1,0 +1,95 @@
+"""`manage.py settings`: every setting with its default, as a table, as `.env.example` or as documentation."""
+
+from __future__ import annotations
+
+import click
+import orjson
+
+from secure_llm_proxy.settings import SECTIONS, Setting, settings_of
+from secure_llm_proxy.settings.registry import as_text
+
+
+@click.command(name="settings")
+@click.option("--format", "form", type=click.Choice(["markdown", "env", "json"]), default="markdown", show_default=True)
+def settings(form: str) -> None:
+    """Print every setting: docs/configuration.md and .env.example are made of this."""
+    if form == "json":
+        told = [
+            {"name": s.name, "synonyms": s.synonyms, "default": s.shown_default, "description": s.description}
+            for section in SECTIONS.values()
+            for s in settings_of(section)
+        ]
+        click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2))
+    else:
+        click.echo(env_example() if form == "env" else configuration_page(), nl=False)
+
+
+def env_example() -> str:
+    """`.env.example`: every setting with its default, commented out, since every default works."""
+    lines = [
+        "# Every setting of Secure LLM Proxy with its default. Copy what you change to .env.",
+        "# Made by: manage.py settings --format env",
+    ]
+    for title, section in SECTIONS.items():
+        lines += ["", f"# --- {title}: {_first_line(section.__doc__)}"]
+        for setting in settings_of(section):
+            lines += [f"# {setting.description}", *_differences(setting), f"#{setting.name}={_env_default(setting)}"]
+    return "\n".join(lines) + "\n"
+
+
+def configuration_page() -> str:
+    """docs/configuration.md."""
+    lines = [
+        "# Configuration",
+        "",
+        "Made by `manage.py settings`; a test holds this page, `.env.example` and the code together.",
+        "",
+        "Settings come from, the later winning: `.env` in the working directory (or the file named by `ENV_FILE`),",
+        "systemd's credentials directory (files named like the setting, in lower case), the environment. All mistakes are",
+        "reported together, by name, and nothing starts. A name in `.env` that is not a setting is a mistake, and so is a",
+        "near miss of a setting in the environment; the message says which setting was probably meant.",
+        "",
+        "`FLASK_ENV=production` is the strict profile: it has its own defaults (right column), wants strong secrets and a",
+        "provider, and refuses relaxed settings. Lists are separated by commas.",
+    ]
+    for title, section in SECTIONS.items():
+        lines += [
+            "",
+            f"## {title.capitalize()}",
+            "",
+            _first_line(section.__doc__),
+            "",
+            "| setting | default | in production | meaning |",
+            "|---|---|---|---|",
+        ]
+        for setting in settings_of(section):
+            production = as_text(setting.production) if setting.production != setting.default else "same"
+            names = f"`{setting.name}`" + "".join(f"<br>`{other}`" for other in setting.synonyms)
+            secret = " (secret)" if setting.secret else ""
+            lines.append(f"| {names} | {_cell(setting.shown_default)} | {_cell(production)} | {setting.description}{secret} |")
+    return "\n".join(lines) + "\n"
+
+
+def _env_default(setting: Setting) -> str:
+    return "" if " " in setting.shown_default else setting.shown_default
+
+
+def _differences(setting: Setting) -> list[str]:
+    lines = []
+    if setting.production != setting.default:
+        lines.append(f"# In production: {as_text(setting.production)}")
+    if " " in setting.shown_default:
+        lines.append(f"# Default: {setting.shown_default}")
+    if setting.synonyms:
+        lines.append(f"# Also: {', '.join(setting.synonyms)}")
+    return lines
+
+
+def _cell(text: str) -> str:
+    if not text:
+        return "–"
+    return text if " " in text or text == "same" else f"`{text}`"
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0]

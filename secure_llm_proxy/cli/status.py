@@ -1,0 +1,137 @@
+"""`show-status` and `show-events`: what runs here, and what happened lately."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections import deque
+from pathlib import Path
+
+import click
+
+from secure_llm_proxy import __version__
+from secure_llm_proxy.audit import RecordLine, log_lines
+from secure_llm_proxy.cli.context import CommandContext, pass_context
+from secure_llm_proxy.cli.output import json_option, show_json, show_table
+from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
+from secure_llm_proxy.settings import Settings
+from secure_llm_proxy.settings.loading import relaxed_settings
+
+_PATIENCE_S = 5.0
+
+
+@click.command(name="show-status")
+@json_option
+@pass_context
+def show_status(context: CommandContext, *, as_json: bool) -> None:
+    """Tell whether the server answers, what it stands on, and which settings are relaxed."""
+    settings = context.settings
+    told: dict[str, object] = {
+        "version": __version__,
+        "profile": settings.server.profile,
+        "server": _server_state(settings),
+        "database": _database_state(context),
+        "redis": "configured" if settings.redis.url is not None else "not used (one worker)",
+        "audit_log": _audit_state(settings),
+        "provider": "configured" if settings.upstream.api_url is not None else "none, the demo model answers",
+        "relaxed_settings": [f"{name} {why}" for name, why in relaxed_settings(settings)],
+    }
+    if as_json:
+        show_json(told)
+    else:
+        show_table(("part", "state"), [(name, value) for name, value in told.items()], empty="")
+
+
+@click.command(name="show-events")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="How many, the newest.")
+@click.option("--event", "wanted", help="Only this event, e.g. AUTHENTICATION_FAILED.")
+@json_option
+@pass_context
+def show_events(context: CommandContext, limit: int, wanted: str | None, *, as_json: bool) -> None:
+    """Print the newest events of the audit log; contents stay sealed."""
+    found: deque[RecordLine] = deque(maxlen=limit)
+    for item in log_lines(context.settings.audit.directory, host_id=context.settings.audit.host_id):
+        record = item.line
+        if isinstance(record, RecordLine) and record.event is not None and wanted in (None, record.event):
+            found.append(record)
+    if as_json:
+        show_json(
+            [
+                {"time": record.t, "event": record.event, "type": record.type, "id": record.id, "exchange": record.exchange_id, **record.clear}
+                for record in found
+            ]
+        )
+        return
+    rows = [
+        (
+            record.t,
+            record.event,
+            record.clear.get("code") or record.clear.get("act") or record.clear.get("dec"),
+            record.clear.get("rt") or record.clear.get("subject") or record.clear.get("target"),
+            record.clear.get("ak") or record.clear.get("by"),
+            record.id,
+        )
+        for record in found
+    ]
+    show_table(("time", "event", "what", "where", "who", "record"), rows, empty="No event is recorded.")
+
+
+def fetch_health(settings: Settings, path: str = "/health") -> tuple[int, dict[str, object]]:
+    """Ask the running server. Raises `OSError` when nobody answers."""
+    connection: http.client.HTTPConnection
+    if settings.server.bind is not None:
+        connection = _UnixConnection(Path(settings.server.bind.removeprefix("unix:")))
+    else:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.server.host, settings.server.host)  # noqa: S104
+        connection = http.client.HTTPConnection(host, settings.server.port, timeout=_PATIENCE_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    except (http.client.HTTPException, ValueError) as error:
+        raise OSError(type(error).__name__) from error
+    finally:
+        connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_PATIENCE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_PATIENCE_S)
+        self.sock.connect(str(self._path))
+
+
+def _server_state(settings: Settings) -> str:
+    try:
+        _status, health = fetch_health(settings)
+    except OSError:
+        return "not running"
+    return f"{health.get('status')}, version {health.get('version')}"
+
+
+def _database_state(context: CommandContext) -> str:
+    try:
+        users, keys = context.database.run(
+            lambda session: (context.accounts.list_users(session), context.accounts.list_api_keys(session))
+        )
+    except ProxyError as error:
+        return f"unavailable ({error.detail})"
+    except OperatorError as error:
+        return str(error)
+    now = context.clock.now()
+    active = sum(key.status(now) == "active" for key in keys)
+    return f"{len(users)} users, {active} active API keys"
+
+
+def _audit_state(settings: Settings) -> str:
+    directory = settings.audit.directory
+    segments = [path for path in directory.rglob("*.jsonl*") if path.is_file() and not path.is_symlink()]
+    if not segments:
+        return "empty"
+    size = sum(path.stat().st_size for path in segments)
+    return f"{len(segments)} segments, {size / 1024:.0f} KiB, {'sealed' if settings.audit.encryption_enabled else 'READABLE'}"

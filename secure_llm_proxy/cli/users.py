@@ -1,0 +1,276 @@
+"""Commands about users: made, listed, locked, given a way to a new password."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+from sqlalchemy.orm import Session
+
+from secure_llm_proxy.cli.context import CommandContext, pass_context
+from secure_llm_proxy.cli.output import (
+    SecretInput,
+    as_cell,
+    ask_new_password,
+    confirm,
+    json_option,
+    show_json,
+    show_table,
+    warn,
+    yes_option,
+)
+from secure_llm_proxy.foundation.identifiers import new_user_id
+from secure_llm_proxy.identity import OneTimeToken, PasswordHash, Role, User, role_named
+from secure_llm_proxy.vocabulary.audit import ClearValue
+
+_username_option = click.option("--username", "--user", "username", required=True, help="The user's name.")
+_email_option = click.option("--email", required=True, help="The user's e-mail address.")
+_password_stdin_option = click.option(
+    "--password-stdin", is_flag=True, help="Read the password from standard input, one line."
+)
+_set_password_option = click.option("--set-password", is_flag=True, help="Ask for the password, without echo.")
+_password_option = click.option("--password", help="The password itself. Visible to others: use one of the other ways.")
+
+
+@click.command("create-admin")
+@_username_option
+@_email_option
+@_set_password_option
+@_password_stdin_option
+@_password_option
+@json_option
+@pass_context
+def create_admin(
+    context: CommandContext,
+    username: str,
+    email: str,
+    password: str | None,
+    *,
+    set_password: bool,
+    password_stdin: bool,
+    as_json: bool,
+) -> None:
+    """Make an administrator: ready with a password, else with a one-time setup token that is printed once."""
+    chosen = _password_from(password, password_stdin=password_stdin, set_password=set_password)
+    _create(context, username, email, Role.ADMIN, chosen, as_json=as_json)
+
+
+@click.command("create-user")
+@_username_option
+@_email_option
+@click.option("--role", default="member", show_default=True, help=f"One of: {', '.join(Role)}; user, readonly.")
+@_set_password_option
+@_password_stdin_option
+@_password_option
+@json_option
+@pass_context
+def create_user(
+    context: CommandContext,
+    username: str,
+    email: str,
+    role: str,
+    password: str | None,
+    *,
+    set_password: bool,
+    password_stdin: bool,
+    as_json: bool,
+) -> None:
+    """Make a user: ready with a password, else with a one-time setup token that is printed once."""
+    chosen = _password_from(password, password_stdin=password_stdin, set_password=set_password)
+    _create(context, username, email, role_named(role), chosen, as_json=as_json)
+
+
+@click.command("list-users")
+@json_option
+@pass_context
+def list_users(context: CommandContext, *, as_json: bool) -> None:
+    """List every user."""
+    users = context.database.run(context.accounts.list_users)
+    if as_json:
+        show_json([asdict(user) for user in users])
+        return
+    show_table(
+        ("username", "role", "status", "password", "e-mail", "created", "id"),
+        [
+            (u.username, u.role, u.status, "set" if u.has_password else "not set", u.email, u.created_at, u.id)
+            for u in users
+        ],
+        empty="There are no users yet; make the first with: manage.py create-admin",
+    )
+
+
+@click.command("lock-user")
+@_username_option
+@yes_option
+@pass_context
+def lock_user(context: CommandContext, username: str, *, yes: bool) -> None:
+    """Lock a user: every key of the account is refused until unlock-user."""
+    user = _find(context, username)
+    confirm(f"Lock {user.username} and refuse all keys of the account?", yes=yes)
+    context.change(
+        "user.lock", user.id, {}, _named(user), lambda session: context.accounts.lock_user(session, username)
+    )
+    _announce(context, username)
+    click.echo(f"{user.username} is locked.")
+
+
+@click.command("unlock-user")
+@_username_option
+@pass_context
+def unlock_user(context: CommandContext, username: str) -> None:
+    """Unlock a user: the keys of the account work again."""
+    user = _find(context, username)
+    context.change(
+        "user.unlock", user.id, {}, _named(user), lambda session: context.accounts.unlock_user(session, username)
+    )
+    _announce(context, username)
+    click.echo(f"{user.username} is active.")
+
+
+@click.command("reset-password")
+@_username_option
+@_set_password_option
+@_password_stdin_option
+@_password_option
+@json_option
+@pass_context
+def reset_password(
+    context: CommandContext,
+    username: str,
+    password: str | None,
+    *,
+    set_password: bool,
+    password_stdin: bool,
+    as_json: bool,
+) -> None:
+    """Print a one-time token with which the user sets a new password, or set one that is given here."""
+    user = _find(context, username)
+    chosen = _password_from(password, password_stdin=password_stdin, set_password=set_password)
+    if chosen is None:
+        token = context.change(
+            "user.password_reset",
+            user.id,
+            {},
+            _named(user),
+            lambda session: context.accounts.start_password_reset(session, username),
+        )
+        _show_user(token.user, token, as_json=as_json)
+        return
+    hashed = context.accounts.hash_password(chosen, username=user.username, email=user.email)
+    user = _set_password(context, user, hashed)
+    _show_user(user, None, as_json=as_json)
+
+
+@click.command("setup-password")
+@click.option("--token-stdin", is_flag=True, help="Read the token from standard input, one line, before the password.")
+@click.option("--token", help="The token itself, instead of the question for it.")
+@_password_stdin_option
+@_password_option
+@pass_context
+def setup_password(
+    context: CommandContext, token: str | None, password: str | None, *, token_stdin: bool, password_stdin: bool
+) -> None:
+    """Set a password with a one-time token, which is used up by it."""
+    _at_most_one(("--token", token is not None), ("--token-stdin", token_stdin))
+    stdin = SecretInput()
+    if token_stdin:
+        token = stdin.read("token")
+    elif token is None:
+        token = click.prompt("One-time token", hide_input=True, err=True)
+    given = token
+    user = context.database.run(lambda session: context.accounts.token_holder(session, given))
+    chosen = _password_from(password, password_stdin=password_stdin, set_password=False, stdin=stdin)
+    hashed = context.accounts.hash_password(
+        ask_new_password() if chosen is None else chosen, username=user.username, email=user.email
+    )
+    context.change(
+        "user.password_set",
+        user.id,
+        {"with": "token"},
+        _named(user),
+        lambda session: context.accounts.redeem_token(session, given, hashed),
+    )
+    click.echo(f"The password of {user.username} is set; the token is used up.")
+
+
+COMMANDS = (create_admin, create_user, list_users, lock_user, unlock_user, reset_password, setup_password)
+
+
+def _create(
+    context: CommandContext, username: str, email: str, role: Role, password: str | None, *, as_json: bool
+) -> None:
+    accounts, user_id = context.accounts, new_user_id()
+    hashed = None if password is None else accounts.hash_password(password, username=username, email=email)
+    clear: dict[str, ClearValue] = {"role": role, "password": hashed is not None}
+    body = {"username": username, "email": email}
+
+    def apply(session: Session) -> tuple[User, OneTimeToken | None]:
+        user = accounts.create_user(
+            session, username=username, email=email, role=role, password=hashed, user_id=user_id
+        )
+        return user, None if hashed is not None else accounts.start_setup(session, username)
+
+    user, token = context.change("user.create", user_id, clear, body, apply)
+    _show_user(user, token, as_json=as_json)
+
+
+def _set_password(context: CommandContext, user: User, hashed: PasswordHash) -> User:
+    return context.change(
+        "user.password_set",
+        user.id,
+        {"with": "host"},
+        _named(user),
+        lambda session: context.accounts.set_password(session, user.username, hashed),
+    )
+
+
+def _show_user(user: User, token: OneTimeToken | None, *, as_json: bool) -> None:
+    if as_json:
+        told = asdict(user)
+        if token is not None:
+            told["setup_token"] = token.secret
+            told["setup_token_expires_at"] = token.expires_at
+        show_json(told)
+        return
+    click.echo(
+        f"User {user.username} ({user.role}, {user.id}): password {'set' if user.has_password else 'not set yet'}."
+    )
+    if token is not None:
+        click.echo(f"One-time token, shown once, good until {as_cell(token.expires_at)}:")
+        click.echo(f"    {token.secret}")
+        click.echo("The user sets the password with: manage.py setup-password")
+
+
+def _password_from(
+    password: str | None, *, password_stdin: bool, set_password: bool, stdin: SecretInput | None = None
+) -> str | None:
+    """The password by whichever way was chosen; None when none was."""
+    _at_most_one(
+        ("--password", password is not None), ("--password-stdin", password_stdin), ("--set-password", set_password)
+    )
+    if password is not None:
+        warn("--password shows the password in the process list and the shell's history; --password-stdin does not.")
+        return password
+    if password_stdin:
+        return (stdin or SecretInput()).read("password")
+    return ask_new_password() if set_password else None
+
+
+def _at_most_one(*options: tuple[str, bool]) -> None:
+    given = [name for name, is_given in options if is_given]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} exclude each other.")
+
+
+def _find(context: CommandContext, username: str) -> User:
+    return context.database.run(lambda session: context.accounts.find_user(session, username))
+
+
+def _named(user: User) -> dict[str, object]:
+    return {"username": user.username}
+
+
+def _announce(context: CommandContext, username: str) -> None:
+    """Running workers ask again about every key of the account."""
+    for key in context.database.run(lambda session: context.accounts.list_api_keys(session, username)):
+        context.announce_revocation(key.kid)

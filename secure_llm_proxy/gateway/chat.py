@@ -1,0 +1,81 @@
+"""The route of a chat request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from secure_llm_proxy.foundation import strict_json
+from secure_llm_proxy.foundation.errors import ProxyError
+from secure_llm_proxy.foundation.strict_json import JsonObject
+from secure_llm_proxy.gateway import closing, steps
+from secure_llm_proxy.gateway.docket import Docket, House, Reply, open_docket, reply_to
+from secure_llm_proxy.gateway.streaming import RelayedStream
+from secure_llm_proxy.vocabulary.caller import SCOPE_CHAT
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion
+from secure_llm_proxy.vocabulary.inbound import Inbound
+
+ReadRequest = Callable[[JsonObject], ChatRequest]
+
+
+def chat(house: House, inbound: Inbound, read_request: ReadRequest) -> Reply:
+    """Answer one chat request, plain or streamed, and leave a record of it whatever happens.
+
+    1. open the docket
+    2. admit
+    3. identify
+    4. throttle
+    5. read
+    6. plan the route
+    7. audit the intent
+    8. forward
+    9. close once
+
+    Values only flow right: a step reads what earlier steps returned and never asks a room to look back. `read_request`
+    is the door's own reading of its wire format. A refusal at any step closes the docket too, and is recorded.
+    """
+    docket = open_docket(house, inbound)
+    try:
+        steps.admit(house, docket)
+        caller = steps.identify(house, docket, SCOPE_CHAT)
+        steps.throttle(house, docket, caller)
+        request = steps.read(docket, read_request)
+        route = steps.plan_route(house, docket, caller, request)
+        payload = strict_json.dumps({**request.payload, "model": route.model, "stream": request.stream})
+        steps.audit_intent(house, docket, payload)
+        if request.stream:
+            return reply_to(docket, _forward_stream(house, docket, payload))
+        completion = _forward(house, docket, payload)
+        closing.close_completed(house, docket, completion)
+        return reply_to(docket, completion)
+    except Exception as error:  # noqa: BLE001  nothing may leave the corridor unrecorded, a defect of ours least of all
+        return reply_to(docket, closing.close_failed(house, docket, error))
+    except BaseException:
+        # The worker is being stopped in mid-request: record it on the way out.
+        closing.close_interrupted(house, docket)
+        raise
+
+
+def _forward(house: House, docket: Docket, payload: bytes) -> Completion:
+    route = docket.planned_route
+    started = time.monotonic()
+    docket.sent = True
+    try:
+        return house.upstream.complete(route, payload, docket.inbound.cancellation)
+    finally:
+        docket.upstream_s = time.monotonic() - started
+
+
+def _forward_stream(house: House, docket: Docket, payload: bytes) -> RelayedStream:
+    route = docket.planned_route
+    started = time.monotonic()
+    docket.sent = True
+    try:
+        stream = house.upstream.stream(route, payload, docket.inbound.cancellation)
+    except ProxyError:
+        docket.upstream_s = time.monotonic() - started
+        raise
+    docket.first_event_s = docket.upstream_s = time.monotonic() - started
+    return RelayedStream(house, docket, stream, started)
+
+

@@ -1,0 +1,141 @@
+"""One exchange on its way through the corridor: what is known of it so far, and what the door is told at the end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from secure_llm_proxy.foundation.cancellation import Cancellation
+from secure_llm_proxy.foundation.errors import ProxyError
+from secure_llm_proxy.foundation.identifiers import RecordId
+from secure_llm_proxy.settings import LimitSettings
+from secure_llm_proxy.throttling import Hold, Throttle
+from secure_llm_proxy.vocabulary.audit import AuditJournal
+from secure_llm_proxy.vocabulary.caller import Caller, RateClass
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion, CompletionStream, Route, Usage
+from secure_llm_proxy.vocabulary.decisions import RateDecision, Verdict
+from secure_llm_proxy.vocabulary.inbound import Inbound
+
+if TYPE_CHECKING:
+    from secure_llm_proxy.gateway.streaming import RelayedStream
+    from secure_llm_proxy.telemetry import ExchangeFacts
+
+
+class AdmissionRoom(Protocol):
+    def admit(self, address: str, user_agent: str) -> Verdict: ...
+
+
+class IdentityRoom(Protocol):
+    def identify(self, credentials: tuple[str, ...]) -> Caller: ...
+
+
+class RoutingRoom(Protocol):
+    def plan(self, model: str | None) -> Route: ...
+
+    def listed(self) -> tuple[str, ...]: ...
+
+
+class UpstreamRoom(Protocol):
+    def complete(self, route: Route, payload: bytes, cancellation: Cancellation) -> Completion: ...
+
+    def stream(self, route: Route, payload: bytes, cancellation: Cancellation) -> CompletionStream: ...
+
+
+class MetricsRoom(Protocol):
+    def opened(self) -> None: ...
+
+    def closed(self, facts: ExchangeFacts) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """The rooms as the corridor sees them. `person_key` makes pseudonyms of persons (HMAC-SHA256)."""
+
+    admission: AdmissionRoom
+    identity: IdentityRoom
+    throttle: Throttle
+    key_class: RateClass
+    address_class: RateClass
+    routing: RoutingRoom
+    upstream: UpstreamRoom
+    journal: AuditJournal
+    metrics: MetricsRoom
+    limits: LimitSettings
+    person_key: bytes
+
+
+@dataclass(slots=True)
+class Docket:
+    """Filled from left to right by the steps; closed once, by `closing`."""
+
+    inbound: Inbound
+    caller: Caller | None = None
+    hold: Hold | None = None
+    decision: RateDecision | None = None
+    request: ChatRequest | None = None
+    route: Route | None = None
+    rule: str | None = None
+    audit_id: RecordId | None = None
+    started_record: RecordId | None = None
+    usage: Usage = field(default_factory=Usage)
+    upstream_s: float | None = None
+    first_event_s: float | None = None
+    audit_s: float = 0.0
+    sent: bool = False
+    """The provider has been asked, or may have been."""
+    ended: bool = False
+    """`llm.end` was handed to the journal: there is one for each exchange, also when it becomes durable late."""
+    closed: bool = False
+
+    @property
+    def planned_route(self) -> Route:
+        if self.route is None:
+            raise AssertionError("a step that needs the route ran before it was planned")
+        return self.route
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.inbound.started_s
+
+    def overhead_s(self) -> float:
+        """Our own time so far: everything but waiting for the provider."""
+        return max(0.0, self.elapsed_s() - (self.upstream_s or 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFacts:
+    """What every answer's headers are made of."""
+
+    exchange_id: str
+    correlation_id: str | None
+    audit_id: str | None
+    provider: str | None
+    model: str | None
+    decision: RateDecision | None
+    overhead_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer as a value; the door gives it a wire shape."""
+
+    facts: ReplyFacts
+    outcome: Completion | RelayedStream | ProxyError | tuple[str, ...]
+
+
+def open_docket(house: House, inbound: Inbound) -> Docket:
+    house.metrics.opened()
+    return Docket(inbound=inbound)
+
+
+def reply_to(docket: Docket, outcome: Completion | RelayedStream | ProxyError | tuple[str, ...]) -> Reply:
+    facts = ReplyFacts(
+        exchange_id=docket.inbound.exchange_id,
+        correlation_id=docket.inbound.correlation_id,
+        audit_id=docket.audit_id,
+        provider=docket.route.provider if docket.route else None,
+        model=docket.route.model if docket.route else None,
+        decision=docket.decision,
+        overhead_ms=docket.overhead_s() * 1000,
+    )
+    return Reply(facts, outcome)

@@ -1,0 +1,132 @@
+"""The corridor's steps. Each asks one room and writes the answer on the docket; a refusal is raised."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+
+from secure_llm_proxy.foundation import strict_json
+from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, PermissionDenied, RateLimited
+from secure_llm_proxy.foundation.identifiers import new_record_id
+from secure_llm_proxy.foundation.strict_json import JsonObject
+from secure_llm_proxy.gateway.docket import Docket, House
+from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
+from secure_llm_proxy.vocabulary.caller import Caller, RateClass
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Route
+from secure_llm_proxy.vocabulary.events import AuditType, EventName
+
+
+_AGENT_KEPT = 1024
+
+
+def admit(house: House, docket: Docket) -> None:
+    """May this address and agent knock?"""
+    verdict = house.admission.admit(docket.inbound.address, docket.inbound.user_agent)
+    if not verdict.allowed:
+        docket.rule = verdict.rule
+        raise PermissionDenied("Access from this client is not allowed.", code=verdict.code)
+
+
+def identify(house: House, docket: Docket, scope: str) -> Caller:
+    """Who is it, and may its key do this at all?"""
+    if docket.inbound.key_in_url:
+        raise AuthenticationFailed(
+            "An API key stands in the URL, where logs would keep it. Send it as `Authorization: Bearer`, and replace this key.",
+            code=ErrorCode.API_KEY_IN_URL,
+        )
+    caller = house.identity.identify(docket.inbound.credentials)
+    docket.caller = caller
+    if scope not in caller.scopes:
+        raise PermissionDenied(f"This API key lacks the scope `{scope}`.", code=ErrorCode.SCOPE_MISSING)
+    return caller
+
+
+def throttle(house: House, docket: Docket, caller: Caller) -> None:
+    """How fast? Takes a slot that closing gives back."""
+    default = house.key_class
+    key_class = (
+        default
+        if caller.requests_per_minute is None
+        else RateClass(caller.requests_per_minute, default.burst, default.concurrent)
+    )
+    hold = house.throttle.take(
+        key_id=caller.key_id,
+        key_class=key_class,
+        address=docket.inbound.address,
+        address_class=house.address_class,
+        exchange_id=docket.inbound.exchange_id,
+    )
+    docket.decision = decision = hold.decision
+    if not decision.allowed:
+        docket.rule = decision.bucket
+        at_once = decision.code is ErrorCode.CONCURRENCY_LIMIT_EXCEEDED
+        raise RateLimited(
+            "Too many requests at once; wait for one to end." if at_once else "Rate limit reached; slow down.",
+            code=decision.code,
+            retry_after_s=max(1, decision.retry_after_s),
+        )
+    docket.hold = hold
+
+
+def read(docket: Docket, read_request: Callable[[JsonObject], ChatRequest]) -> ChatRequest:
+    """From bytes to a request, strictly: what a policy sees is what the provider will get."""
+    request = read_request(strict_json.loads_object(docket.inbound.read_body()))
+    docket.request = request
+    return request
+
+
+def plan_route(house: House, docket: Docket, caller: Caller, request: ChatRequest) -> Route:
+    """Where could it go?"""
+    route = house.routing.plan(request.model)
+    if caller.models is not None and route.model not in caller.models:
+        raise PermissionDenied(
+            "This API key may not use the requested model.", code=ErrorCode.MODEL_NOT_ALLOWED, param="model"
+        )
+    docket.route = route
+    return route
+
+
+def audit_intent(house: House, docket: Docket, payload: bytes) -> None:
+    """Record durably what is about to leave. Raises `Unavailable(audit_unavailable)`: then nothing leaves."""
+    record = new_record_id()
+    docket.audit_id = docket.started_record = record
+    inbound = docket.inbound
+    body = b'{"request":%s,"from":%s}' % (payload, strict_json.dumps(origin_of(docket)))
+    clear = {**clear_identity(house, docket), "dec": "allow", "n_in": len(payload)}
+    if docket.request is not None:
+        clear["str"] = docket.request.stream
+    began_s = docket.elapsed_s()
+    try:
+        house.journal.record(
+            AuditEvent(record, AuditType.LLM_START, inbound.exchange_id, EventName.CHAT_REQUEST, clear, body)
+        )
+    finally:
+        docket.audit_s += docket.elapsed_s() - began_s
+
+
+def clear_identity(house: House, docket: Docket) -> dict[str, ClearValue]:
+    """The part of a record that stays readable: who (as identifiers and a pseudonym), through which door, to which model."""
+    clear: dict[str, ClearValue] = {"rt": docket.inbound.door}
+    if docket.caller is not None:
+        person = docket.inbound.person or docket.caller.user_id
+        clear["ak"] = docket.caller.key_id
+        clear["usr"] = docket.caller.user_id
+        clear["sub"] = "s_" + hmac.digest(house.person_key, person.encode(), hashlib.sha256).hex()[:16]
+    if docket.route is not None:
+        clear["mdl"] = docket.route.model
+        clear["up"] = docket.route.provider
+    return clear
+
+
+def origin_of(docket: Docket) -> dict[str, str]:
+    """The sealed part: what a person is known by."""
+    inbound = docket.inbound
+    named = {
+        "address": inbound.address,
+        "agent": inbound.user_agent[:_AGENT_KEPT],
+        "person": inbound.person,
+        "session": inbound.session,
+        "correlation_id": inbound.correlation_id,
+    }
+    return {name: value for name, value in named.items() if value}

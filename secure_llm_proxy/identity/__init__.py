@@ -1,0 +1,46 @@
+"""Identity: who is asking? Users, passwords, API keys, and what a worker may believe about a key for how long.
+
+For: the corridor's step "identify", and the operator's commands. Takes: its settings, the database, peppers derived
+from SECRET_KEY, a clock. Gives: `Caller` for a key (`Identity`), and users and keys as frozen values (`Accounts`).
+When it fails: closed. A key that can't be verified is refused; while the database is away keys verified within the last
+minute (`cache_stale_s`) stay good and all others get 503. Revocations act within `cache_s` (5 s) in every worker, within
+a second where Redis carries them.
+Source: SECURITY §2, D14; NIST SP 800-63B-4; OWASP ASVS 5.0 V6; RFC 9106.
+"""
+
+from secure_llm_proxy.identity.accounts import (
+    SCOPES,
+    Accounts,
+    ApiKey,
+    IssuedKey,
+    OneTimeToken,
+    TokenPurpose,
+    User,
+    UserStatus,
+)
+from secure_llm_proxy.identity.api_keys import DrawnKey, Kid, draw_api_key, kid_of
+from secure_llm_proxy.identity.identification import Identity
+from secure_llm_proxy.identity.names import Role, role_named
+from secure_llm_proxy.identity.passwords import PasswordHash
+from secure_llm_proxy.identity.revocations import announce_revocation, listen_for_revocations
+
+__all__ = [
+    "SCOPES",
+    "Accounts",
+    "ApiKey",
+    "DrawnKey",
+    "Identity",
+    "IssuedKey",
+    "Kid",
+    "OneTimeToken",
+    "PasswordHash",
+    "Role",
+    "TokenPurpose",
+    "User",
+    "UserStatus",
+    "announce_revocation",
+    "draw_api_key",
+    "kid_of",
+    "listen_for_revocations",
+    "role_named",
+]

@@ -1,0 +1,73 @@
+"""The form of an API key: `slp_live_<kid>_<secret><checksum>`.
+
+`kid` is 8 base62 characters, public and indexed; `secret` is 32 (190 bits); the checksum is the CRC-32 of everything
+before it as 6 base62 characters, so that a typing mistake, and a scanner's find, is judged without a database. The
+underscores let a double click take the whole key. Source: SECURITY §2, D14; GitHub's token format (2021-04-05).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import NewType
+from zlib import crc32
+
+from secure_llm_proxy.foundation.identifiers import KeyId, new_key_id
+
+Kid = NewType("Kid", str)
+
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+KEY_LENGTH = 56
+_FORM = re.compile(r"slp_live_([0-9A-Za-z]{8})_[0-9A-Za-z]{38}", re.ASCII)
+_KID_FORM = re.compile(r"[0-9A-Za-z]{8}", re.ASCII)
+_CHECKSUM_LENGTH = 6
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnKey:
+    """A new key that no database knows yet. `secret` is the whole key, to be shown once."""
+
+    id: KeyId
+    kid: Kid
+    secret: str = field(repr=False)
+
+
+def draw_api_key() -> DrawnKey:
+    """A fresh key from the system's random source."""
+    kid = Kid(random_base62(8))
+    body = f"slp_live_{kid}_{random_base62(32)}"
+    return DrawnKey(new_key_id(), kid, body + checksum_of(body))
+
+
+def kid_of(credential: str) -> Kid | None:
+    """The public part of a well-formed key; None when form or checksum is wrong. Says nothing about its validity."""
+    if len(credential) != KEY_LENGTH or (match := _FORM.fullmatch(credential)) is None:
+        return None
+    if checksum_of(credential[:-_CHECKSUM_LENGTH]) != credential[-_CHECKSUM_LENGTH:]:
+        return None
+    return Kid(match[1])
+
+
+def is_kid(text: str) -> bool:
+    return _KID_FORM.fullmatch(text) is not None
+
+
+def digest_of(pepper: bytes, credential: str) -> bytes:
+    """What is stored instead of a key or a one-time token: HMAC-SHA256 of all of it under the pepper."""
+    return hmac.digest(pepper, credential.encode(), hashlib.sha256)
+
+
+def checksum_of(body: str) -> str:
+    value = crc32(body.encode())
+    digits = []
+    for _ in range(_CHECKSUM_LENGTH):
+        value, digit = divmod(value, 62)
+        digits.append(BASE62[digit])
+    return "".join(reversed(digits))
+
+
+def random_base62(length: int) -> str:
+    return "".join(secrets.choice(BASE62) for _ in range(length))

@@ -1,0 +1,90 @@
+"""Rules for what a person may be called: usernames, e-mail addresses, names of keys, roles."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from enum import StrEnum
+
+from secure_llm_proxy.foundation.errors import OperatorError
+
+USERNAME_LENGTH_MAX = 64
+NAME_LENGTH_MAX = 100
+_EMAIL_LENGTH_MAX = 254
+_SHOWN_LENGTH_MAX = 80
+_EMAIL = re.compile(r"[^\s@<>()\[\]\\,;:\"]{1,64}@[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)*")
+_USERNAME_MARKS = frozenset("._-@+")
+
+
+class Role(StrEnum):
+    OWNER = "owner"
+    ADMIN = "admin"
+    OPERATOR = "operator"
+    AUDITOR = "auditor"
+    VIEWER = "viewer"
+    MEMBER = "member"
+
+
+ORIGIN_ROLES = {"user": Role.MEMBER, "readonly": Role.VIEWER}
+
+
+def role_named(text: str) -> Role:
+    """A role by its name or the origin's (`user` is member, `readonly` is viewer)."""
+    folded = text.strip().casefold()
+    if folded in ORIGIN_ROLES:
+        return ORIGIN_ROLES[folded]
+    try:
+        return Role(folded)
+    except ValueError:
+        raise OperatorError(f"There is no role {shown(text)}; use one of: {', '.join(Role)}.") from None
+
+
+def normalised_username(username: str) -> str:
+    """What makes two usernames the same: NFKC, casefolded, without space around it (Unicode 16, toNFKC_Casefold).
+
+    Done before anything is looked up or counted, so that a lock can't be passed by writing the name otherwise
+    (OpenBao GO-2025-3855).
+    """
+    folded = unicodedata.normalize("NFKC", username.strip()).casefold()
+    return unicodedata.normalize("NFKC", folded).strip()
+
+
+def checked_username(username: str) -> tuple[str, str]:
+    """The username to show and its normalised form. Raises `OperatorError` with the rule that it breaks."""
+    shown_name = username.strip()
+    normalised = normalised_username(username)
+    if not 1 <= len(shown_name) <= USERNAME_LENGTH_MAX or len(normalised) > USERNAME_LENGTH_MAX:
+        raise OperatorError(f"A username has 1 to {USERNAME_LENGTH_MAX} characters; choose another.")
+    # Both forms: what is shown must not hide a character that the compared form has lost, and the other way round.
+    for character in shown_name + normalised:
+        if not (character.isalnum() or character in _USERNAME_MARKS or unicodedata.category(character) in {"Mn", "Mc"}):
+            raise OperatorError(
+                f"A username may hold letters, digits and . _ - @ + only, not U+{ord(character):04X}; choose another."
+            )
+    if not normalised or not normalised[0].isalnum():
+        raise OperatorError("A username begins with a letter or a digit; choose another.")
+    return shown_name, normalised
+
+
+def checked_email(email: str) -> str:
+    """The address without space around it. Only its syntax is judged: whether mail arrives, only mail can tell."""
+    address = unicodedata.normalize("NFC", email.strip())
+    if len(address) > _EMAIL_LENGTH_MAX or not address.isprintable() or _EMAIL.fullmatch(address) is None:
+        raise OperatorError(f"{shown(email)} is not an e-mail address; give one like name@example.org.")
+    return address
+
+
+def checked_name(name: str) -> str:
+    """A key's name: 1 to 100 printable characters."""
+    text = unicodedata.normalize("NFC", name.strip())
+    if not 1 <= len(text) <= NAME_LENGTH_MAX or not text.isprintable():
+        raise OperatorError(f"A key's name has 1 to {NAME_LENGTH_MAX} printable characters; give another with --name.")
+    return text
+
+
+def shown(text: str) -> str:
+    """`text` in quotes for an error sentence: cut when long, nothing in it can move a terminal's cursor."""
+    cut = text if len(text) <= _SHOWN_LENGTH_MAX else text[: _SHOWN_LENGTH_MAX - 1] + "…"
+    return (
+        '"' + "".join(character if character.isprintable() else f"\\u{ord(character):04x}" for character in cut) + '"'
+    )

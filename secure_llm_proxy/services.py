@@ -1,0 +1,179 @@
+"""The one place that calls constructors."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import gevent
+from gevent.event import Event
+
+from secure_llm_proxy.admission import Admission
+from secure_llm_proxy.audit import SocketJournal
+from secure_llm_proxy.foundation.cancellation import Cancellation
+from secure_llm_proxy.foundation.clock import Clock, SystemClock
+from secure_llm_proxy.foundation.database import Database
+from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
+from secure_llm_proxy.foundation.secret_values import derive_key
+from secure_llm_proxy.gateway import House
+from secure_llm_proxy.identity import Identity, listen_for_revocations
+from secure_llm_proxy.routing import ModelDirectory
+from secure_llm_proxy.settings import Settings, UpstreamSettings
+from secure_llm_proxy.telemetry import Metrics
+from secure_llm_proxy.throttling import Throttle, open_throttle, run_heartbeat
+from secure_llm_proxy.upstream import OpenAiCompatibleProvider
+from secure_llm_proxy.vocabulary.audit import AuditJournal
+from secure_llm_proxy.vocabulary.caller import RateClass
+
+log = logging.getLogger(__name__)
+
+PROVIDER = "openai_compatible"
+DEMO = "demo"
+_TROUBLE_KEPT_S = 1.0
+
+
+@dataclass
+class Services:
+    """Every part of one worker. Built after the fork; `start()` begins the background work, `stop()` ends it."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    identity: Identity
+    admission: Admission
+    throttle: Throttle
+    upstream: OpenAiCompatibleProvider
+    routing: ModelDirectory
+    journal: AuditJournal
+    metrics: Metrics
+    house: House
+    troubles: Mapping[str, Callable[[], str | None]]
+    demo: bool
+    _greenlets: list[gevent.Greenlet[..., None]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Begin the background work: `last_used`, the host's heartbeat, revocations told by Redis."""
+        flush_s = self.settings.identity.last_used_flush_s
+        self._greenlets.append(gevent.spawn(_repeat, self.identity.flush_last_used, flush_s))
+        if self.settings.redis.url is not None:
+            self._greenlets.append(gevent.spawn(run_heartbeat, self.throttle, Event()))
+            self._greenlets.append(gevent.spawn(listen_for_revocations, self.settings.redis, self.identity.forget))
+
+    def stop(self) -> None:
+        """Flush what was collected and hang up. Records still queued get a bounded time to become durable."""
+        gevent.killall(self._greenlets, block=True, timeout=2)
+        try:
+            self.identity.flush_last_used()
+        except ProxyError as error:
+            log.warning("last use of keys not written", extra={"detail": error.detail})
+        self.journal.close()
+        self.throttle.close()
+        self.upstream.close()
+        self.database.close()
+
+
+def build_services(settings: Settings, clock: Clock | None = None) -> Services:
+    """Build every part from its section. Connects to nothing yet."""
+    clock = clock or SystemClock()
+    secret = settings.secrets.secret_key
+    if secret is None:
+        raise OperatorError("SECRET_KEY is missing; make one with: openssl rand -hex 32")
+    secret_key = secret.get_secret_value()
+    metrics = Metrics()
+    database = Database(settings.database)
+    identity = Identity(settings.identity, database, derive_key(secret_key, "slp/key-pepper"), clock)
+    admission = Admission(settings.admission)
+    throttle = open_throttle(
+        settings.throttling,
+        settings.redis,
+        host_id=settings.audit.host_id or platform.node(),
+        clock=clock,
+        on_fallback=metrics.limited_locally,
+    )
+    demo = settings.upstream.api_url is None
+    upstream = OpenAiCompatibleProvider(_upstream_settings(settings), clock=clock)
+    routing = ModelDirectory(
+        settings.upstream, DEMO if demo else PROVIDER, lambda: upstream.list_models(Cancellation()), clock
+    )
+    journal = SocketJournal(settings.audit)
+    house = House(
+        admission=admission,
+        identity=identity,
+        throttle=throttle,
+        key_class=_key_class(settings),
+        address_class=_address_class(settings),
+        routing=routing,
+        upstream=upstream,
+        journal=journal,
+        metrics=metrics,
+        limits=settings.limits,
+        person_key=derive_key(secret_key, "slp/person"),
+    )
+    troubles = {"database": database.trouble, "audit": journal.trouble, "upstream": upstream.trouble}
+    if settings.redis.url is not None:
+        troubles["redis"] = throttle.trouble
+    return Services(
+        settings=settings,
+        clock=clock,
+        database=database,
+        identity=identity,
+        admission=admission,
+        throttle=throttle,
+        upstream=upstream,
+        routing=routing,
+        journal=journal,
+        metrics=metrics,
+        house=house,
+        troubles={name: _kept(ask) for name, ask in troubles.items()},
+        demo=demo,
+    )
+
+
+def _upstream_settings(settings: Settings) -> UpstreamSettings:
+    upstream = settings.upstream
+    if upstream.api_url is not None:
+        return upstream
+    if settings.is_production or upstream.demo_url is None:
+        raise OperatorError("No provider is configured: set LLM_API_URL, or start with `manage.py serve` for the demo model.")
+    # The demo gets no key: LLM_API_KEY is meant for somebody else.
+    return upstream.model_copy(update={"api_url": upstream.demo_url, "api_key": None, "models": ()})
+
+
+def _key_class(settings: Settings) -> RateClass:
+    limits = settings.throttling
+    per_minute = limits.key_requests_per_minute
+    if limits.rate_requests is not None:
+        per_minute = max(1, limits.rate_requests * 60 // (limits.rate_window_s or 60))
+    return RateClass(per_minute, limits.key_burst, limits.key_concurrent)
+
+
+def _address_class(settings: Settings) -> RateClass:
+    limits = settings.throttling
+    return RateClass(limits.address_requests_per_minute, limits.address_burst, limits.address_concurrent)
+
+
+def _repeat(work: Callable[[], object], every_s: float) -> None:
+    while True:
+        gevent.sleep(every_s)
+        try:
+            work()
+        except ProxyError as error:
+            log.warning("background work failed", extra={"detail": error.detail, "code": error.code})
+
+
+def _kept(ask: Callable[[], str | None]) -> Callable[[], str | None]:
+    """Health is open to anybody, so a part is asked at most once a second."""
+    answer: str | None = None
+    asked_s = float("-inf")
+
+    def ask_or_remember() -> str | None:
+        nonlocal answer, asked_s
+        if time.monotonic() - asked_s > _TROUBLE_KEPT_S:
+            asked_s = time.monotonic()
+            answer = ask()
+        return answer
+
+    return ask_or_remember

@@ -1,0 +1,50 @@
+"""Sentry, only with a DSN, and stripped to the class of an error and the places in our code (STACK: it would otherwise
+take local variables, request bodies, breadcrumbs of every library: prompts and keys)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from secure_llm_proxy import __version__
+from secure_llm_proxy.settings import TelemetrySettings
+
+if TYPE_CHECKING:
+    from sentry_sdk.types import Event, Hint
+
+_KEPT = ("event_id", "timestamp", "platform", "level", "logger", "release", "environment", "exception")
+
+
+def start_error_reports(settings: TelemetrySettings, *, environment: str) -> bool:
+    """Start sending; False, and nothing is even imported, without a DSN."""
+    if settings.sentry_dsn is None:
+        return False
+    import sentry_sdk  # noqa: PLC0415  not imported at all where it is not wanted
+
+    sentry_sdk.init(
+        dsn=settings.sentry_dsn.get_secret_value(),
+        release=__version__,
+        environment=environment,
+        default_integrations=False,
+        auto_enabling_integrations=False,
+        include_local_variables=False,
+        include_source_context=False,
+        max_request_body_size="never",
+        send_default_pii=False,
+        max_breadcrumbs=0,
+        traces_sample_rate=0.0,
+        send_client_reports=False,
+        auto_session_tracking=False,
+        server_name="",
+        before_send=strip_event,
+    )
+    return True
+
+
+def strip_event(event: Event, _hint: Hint) -> Event:
+    """Keep an allow-list of an event; of its exceptions the class and where, not the message."""
+    kept = cast("Event", {name: value for name, value in event.items() if name in _KEPT})
+    for exception in kept.get("exception", {}).get("values", []):
+        exception["value"] = ""
+        for frame in (exception.get("stacktrace") or {}).get("frames", []):
+            frame.pop("vars", None)
+    return kept

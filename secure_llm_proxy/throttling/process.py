@@ -1,0 +1,204 @@
+"""Limits in the memory of one process: the whole limit where there is one worker, its share where Redis is away."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from threading import Lock
+
+from secure_llm_proxy.foundation.clock import Clock
+from secure_llm_proxy.settings import ThrottlingSettings
+from secure_llm_proxy.throttling.buckets import (
+    Limit,
+    Standing,
+    address_bucket,
+    decide,
+    key_bucket,
+    limit_of,
+    require_limits,
+)
+from secure_llm_proxy.throttling.holds import Hold
+from secure_llm_proxy.throttling.shares import Shares
+from secure_llm_proxy.vocabulary.caller import RateClass
+
+log = logging.getLogger(__name__)
+
+BUCKETS_MAX = 100_000
+"""So many buckets are remembered, about 400 bytes each."""
+
+_EXAMINED = 2
+_EXAMINED_WHEN_FULL = 32
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """`debt` drops at `at_us`, in the unit of `shares`; `refill` as it was last asked for; exchange -> slot's end."""
+
+    debt: int
+    at_us: int
+    shares: int
+    refill: int
+    in_flight: dict[str, int]
+
+    def debt_at(self, now_us: int, refill: int, shares: int) -> int:
+        """Drops owed now in the unit of `shares`; what refilled since the last grant counts at the slower of both."""
+        # a clock that ran backwards neither refills nor spends
+        refilled = max(0, now_us - self.at_us) * refill
+        if shares > self.shares:
+            return max(0, -(-self.debt * shares // self.shares) - refilled)
+        return -(-max(0, self.debt - refilled) * shares // self.shares)
+
+    def in_flight_at(self, now_us: int) -> int:
+        """Slots that have not expired; the others are dropped. All live equally long, so the oldest stand first."""
+        while self.in_flight:
+            exchange_id = next(iter(self.in_flight))
+            if self.in_flight[exchange_id] > now_us:
+                break
+            del self.in_flight[exchange_id]
+        return len(self.in_flight)
+
+    def is_idle(self, now_us: int) -> bool:
+        return not self.debt_at(now_us, self.refill, self.shares) and not self.in_flight_at(now_us)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a bucket holds now: `debt` in drops of the undivided limit, and the exchanges in flight."""
+
+    name: str
+    limit: Limit
+    debt: int
+    exchange_ids: tuple[str, ...]
+
+
+class ProcessThrottle:
+    """A `Throttle` without Redis. `shares` divides every limit; 1 is the whole limit.
+
+    It remembers at most `buckets_max` buckets. Only idle ones (full, nothing in flight) are forgotten, which forgives
+    nothing; when as many are busy at once, the least indebted of the longest unused, which is logged once.
+    """
+
+    def __init__(
+        self,
+        settings: ThrottlingSettings,
+        *,
+        clock: Clock,
+        shares: Shares | None = None,
+        source: str = "process",
+        buckets_max: int = BUCKETS_MAX,
+    ) -> None:
+        require_limits(settings)
+        self._slot_ttl_us = int(settings.slot_ttl_s * 1_000_000)
+        self._clock = clock
+        self._shares = shares or Shares(workers=1)
+        self._source = source
+        self._buckets_max = buckets_max
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self._lock = Lock()
+        self._told = False
+
+    def __len__(self) -> int:
+        """How many buckets are remembered."""
+        return len(self._buckets)
+
+    def take(
+        self, *, key_id: str, key_class: RateClass, address: str, address_class: RateClass, exchange_id: str
+    ) -> Hold:
+        shares = self._shares.count
+        names = (key_bucket(key_id), address_bucket(address))
+        limits = (limit_of(key_class, shares), limit_of(address_class, shares))
+        with self._lock:
+            now_us = self._now_us()
+            key = self._standing("key", names[0], limits[0], now_us)
+            address_ = self._standing("address", names[1], limits[1], now_us)
+            decision = decide((key, address_), source=self._source)
+            if not decision.allowed:
+                return Hold(decision, exchange_id, ())
+            self._spend(names[0], key, exchange_id, now_us)
+            self._spend(names[1], address_, exchange_id, now_us)
+        return Hold(decision, exchange_id, names)
+
+    def charge(
+        self, *, key_id: str, key_class: RateClass, address: str, address_class: RateClass, exchange_id: str
+    ) -> None:
+        """Spend what somebody else has granted already, down to an empty bucket."""
+        shares = self._shares.count
+        with self._lock:
+            now_us = self._now_us()
+            for name, rate_class in ((key_bucket(key_id), key_class), (address_bucket(address), address_class)):
+                standing = self._standing("", name, limit_of(rate_class, shares), now_us)
+                self._spend(name, standing, exchange_id, now_us)
+
+    def release(self, hold: Hold) -> None:
+        with self._lock:
+            for name in hold.buckets:
+                bucket = self._buckets.get(name)
+                if bucket is not None:
+                    bucket.in_flight.pop(hold.exchange_id, None)
+
+    def account(self, name: str, rate_class: RateClass) -> Account:
+        """What is spent and in flight in the bucket `name`; nothing when it was forgotten."""
+        limit = limit_of(rate_class)
+        with self._lock:
+            bucket = self._buckets.get(name)
+            if bucket is None:
+                return Account(name, limit, 0, ())
+            now_us = self._now_us()
+            bucket.in_flight_at(now_us)
+            return Account(name, limit, bucket.debt_at(now_us, limit.refill, 1), tuple(bucket.in_flight))
+
+    def heartbeat(self) -> None:
+        """Nothing to do: there are no other hosts."""
+
+    def trouble(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing to hang up."""
+
+    def _now_us(self) -> int:
+        return int(self._clock.monotonic_s() * 1_000_000)
+
+    def _standing(self, side: str, name: str, limit: Limit, now_us: int) -> Standing:
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            return Standing(side, limit, 0, 0)
+        return Standing(side, limit, bucket.debt_at(now_us, limit.refill, limit.shares), bucket.in_flight_at(now_us))
+
+    def _spend(self, name: str, standing: Standing, exchange_id: str, now_us: int) -> None:
+        limit = standing.limit
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            self._make_room(now_us)
+            bucket = self._buckets[name] = _Bucket(0, now_us, limit.shares, limit.refill, {})
+        else:
+            self._buckets.move_to_end(name)
+        bucket.debt = min(standing.debt + limit.request, max(standing.debt, limit.size))
+        bucket.at_us = now_us
+        bucket.shares = limit.shares
+        bucket.refill = limit.refill
+        bucket.in_flight[exchange_id] = now_us + self._slot_ttl_us
+
+    def _make_room(self, now_us: int) -> None:
+        """Before one more is remembered, look at some of the longest unused: the idle go, the others go to the end."""
+        full = len(self._buckets) >= self._buckets_max
+        busy: list[str] = []
+        for _ in range(min(len(self._buckets), _EXAMINED_WHEN_FULL if full else _EXAMINED)):
+            name = next(iter(self._buckets))
+            if self._buckets[name].is_idle(now_us):
+                del self._buckets[name]
+            else:
+                self._buckets.move_to_end(name)
+                busy.append(name)
+        if len(self._buckets) >= self._buckets_max:
+            del self._buckets[min(busy, key=self._claim)]
+            if not self._told:
+                self._told = True
+                log.warning(
+                    "more rate limit buckets are busy than are remembered", extra={"buckets": self._buckets_max}
+                )
+
+    def _claim(self, name: str) -> tuple[bool, int]:
+        bucket = self._buckets[name]
+        return bool(bucket.in_flight), bucket.debt

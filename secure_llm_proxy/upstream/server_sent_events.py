@@ -1,0 +1,98 @@
+"""Server-sent events, byte by byte. Source: WHATWG HTML Living Standard §9.2.6 "Interpreting an event stream".
+
+Two differences, both on purpose: `id` and `retry` are dropped, because nobody reconnects to a completion; and an event
+whose closing blank line is missing at the end of the stream is given by `finish`, because some providers leave it out
+and dropping it would lose the last words of an answer (or hide them from inspection).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LF, _CR = 0x0A, 0x0D
+
+
+class EventTooLarge(ValueError):
+    """One event, or one line, holds more bytes than allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSentEvent:
+    """`data` are the data lines joined by LF, as bytes: whoever reads them decides about their encoding."""
+
+    data: bytes
+    name: bytes = b"message"
+
+
+class ServerSentEventParser:
+    """Takes a stream in any pieces and gives the same events. Holds at most about two times `event_bytes_max`."""
+
+    __slots__ = ("_after_cr", "_at_start", "_data", "_data_bytes", "_event_bytes_max", "_line", "_name")
+
+    def __init__(self, *, event_bytes_max: int) -> None:
+        self._event_bytes_max = event_bytes_max
+        self._line = bytearray()
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._name = b""
+        self._after_cr = False
+        self._at_start = True
+
+    def feed(self, piece: bytes) -> list[ServerSentEvent]:
+        """Return the events that `piece` completes. Raises `EventTooLarge`; the parser is of no use afterwards."""
+        if self._after_cr and piece:
+            # the CR has ended its line already; an LF right behind it belongs to the same line end
+            self._after_cr = False
+            if piece[0] == _LF:
+                piece = piece[1:]
+        if not piece:
+            return []
+        events: list[ServerSentEvent] = []
+        lines = piece.splitlines()  # of bytes: at LF, CR and CRLF, nothing else
+        self._after_cr = piece[-1] == _CR
+        rest = None if piece[-1] in (_LF, _CR) else lines.pop()
+        for line in lines:
+            self._take(line, events)
+        if rest is not None:
+            self._check_size(len(self._line) + len(rest))
+            self._line += rest
+        return events
+
+    def finish(self) -> list[ServerSentEvent]:
+        """The stream is over: return the event that no blank line closed, if there is one."""
+        events: list[ServerSentEvent] = []
+        if self._line:
+            self._take(b"", events)
+        self._dispatch(events)
+        return events
+
+    def _take(self, line: bytes, events: list[ServerSentEvent]) -> None:
+        if self._line:
+            line = bytes(self._line) + line
+            self._line.clear()
+        self._check_size(len(line))
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        if not line:
+            self._dispatch(events)
+            return
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            value = value.removeprefix(b" ")
+            self._data.append(value)
+            self._data_bytes += len(value) + 1
+        elif field == b"event":
+            self._name = value.removeprefix(b" ")
+
+    def _dispatch(self, events: list[ServerSentEvent]) -> None:
+        if self._data:
+            events.append(ServerSentEvent(b"\n".join(self._data), self._name or b"message"))
+            self._data.clear()
+            self._data_bytes = 0
+        self._name = b""
+
+    def _check_size(self, line_bytes: int) -> None:
+        if line_bytes + self._data_bytes > self._event_bytes_max:
+            raise EventTooLarge(f"an event of the stream holds more than {self._event_bytes_max} bytes")

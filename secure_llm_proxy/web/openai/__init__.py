@@ -1,0 +1,1 @@
+"""Doors in OpenAI's wire format (platform.openai.com/docs/api-reference, read 2026-11)."""

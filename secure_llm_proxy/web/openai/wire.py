@@ -1,0 +1,31 @@
+"""OpenAI's chat completion request: read strictly where it matters to us, passed on as it is elsewhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest
+from secure_llm_proxy.foundation.strict_json import JsonObject
+from secure_llm_proxy.vocabulary.chat import ChatRequest
+from secure_llm_proxy.web.wire import Message, Parameters, invalid
+
+
+class ChatCompletionRequest(Parameters):
+    messages: Annotated[list[Message], Field(min_length=1)]
+
+
+def read_chat_completion(body: JsonObject, *, messages_max: int) -> ChatRequest:
+    """Raises `InvalidRequest` naming the parameter. The payload keeps every parameter as it came."""
+    try:
+        request = ChatCompletionRequest.model_validate(body)
+    except ValidationError as error:
+        raise invalid(error) from None
+    if len(request.messages) > messages_max:
+        raise InvalidRequest(
+            f"Too many messages: {len(request.messages)}, at most {messages_max}.",
+            code=ErrorCode.INVALID_VALUE,
+            param="messages",
+        )
+    return ChatRequest(model=request.model, stream=bool(request.stream), payload=body)

@@ -1,0 +1,1 @@
+"""Doors for operators and their monitoring: health, security status, metrics."""

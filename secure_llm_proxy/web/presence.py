@@ -1,0 +1,52 @@
+"""Is the client still there? Its leaving must stop the provider's work, also while nothing is being written."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import gevent
+
+from secure_llm_proxy.foundation.cancellation import Cancellation
+
+
+class ClientWatch:
+    """Watches the client's socket between `start()` (the body is read) and `stop()` (the answer is out).
+
+    Readable and empty means gone; behind nginx, that nginx saw its client go. Bytes mean that the client sends its
+    next request already. Without a socket (no gunicorn around) it does nothing.
+    """
+
+    def __init__(self, environ: dict[str, Any], cancellation: Cancellation) -> None:
+        client = environ.get("gunicorn.socket")
+        # gevent's socket would switch greenlets in recv(); the one below it answers at once.
+        self._client: socket.socket | None = getattr(client, "_sock", client)
+        self._cancellation = cancellation
+        self._watcher: Any = None
+        self._stopped = False
+
+    def start(self) -> None:
+        if self._client is None or self._watcher is not None or self._stopped:
+            return
+        self._watcher = gevent.get_hub().loop.io(self._client.fileno(), 1)
+        self._watcher.start(self._readable)
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+
+    def _readable(self) -> None:
+        if self._client is None or self._watcher is None:
+            return
+        try:
+            left = not self._client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            left = True
+        self._watcher.stop()
+        if left:
+            self._cancellation.raise_("client_gone")

@@ -1,0 +1,139 @@
+"""The servers that tests speak to: private, on loopback, started once per run and stopped at its end.
+
+A server that is not installed fails the tests that need it, with the name of its package; nothing is ever skipped.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.certificates import Certificate, make_certificate
+from tests.support.nginx import PrivateNginx
+from tests.support.postgresql import PrivatePostgreSQL
+from tests.support.provider import Provider
+from tests.support.redis_server import PrivateRedis
+from tests.support.running_proxy import RunningProxy
+
+# Roomy limits: journeys share one address and often one key. Tests of limits start a proxy of their own.
+ROOMY = {"RATE_LIMIT_PER_MINUTE": "6000", "RATE_LIMIT_BURST": "1000"}
+
+
+class OutsideConnection(AssertionError):
+    """A test tried to reach something else than this machine."""
+
+
+def _refuse_outside(event: str, arguments: tuple[object, ...]) -> None:
+    """Audit hook (sys.addaudithook): it sees every connect and every name look-up of this process, gevent's included."""
+    if event in {"socket.connect", "socket.sendto"}:
+        address = arguments[1]
+        if isinstance(address, tuple) and not _is_loopback(address[0]):
+            message = f"tests speak to loopback only, not to {address!r}"
+            raise OutsideConnection(message)
+    elif event == "socket.getaddrinfo" and not _is_loopback(arguments[0]):
+        raise socket.gaierror(socket.EAI_NONAME, "tests look up no names outside this machine")
+
+
+def _is_loopback(host: object) -> bool:
+    if host is None:
+        return True
+    name = host.decode("ascii", "replace") if isinstance(host, bytes) else str(host)
+    if name in {"", "localhost"}:
+        return True
+    try:
+        return ipaddress.ip_address(name.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def pytest_configure() -> None:
+    """The guard is up before the first test module is imported, and for the whole run: an audit hook cannot be removed."""
+    sys.addaudithook(_refuse_outside)
+
+
+@pytest.fixture(scope="session")
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path, for unix sockets: their names end at 107 bytes, and pytest's own folders are longer."""
+    folder = Path(tempfile.mkdtemp(prefix="slp-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """A certificate for localhost, signed by an authority that only this run's clients trust."""
+    return make_certificate(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PrivatePostgreSQL]:
+    """A private PostgreSQL; `create_database()` gives an empty database of its own to each asker."""
+    with PrivatePostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[PrivateRedis]:
+    """A private Redis, shared by the run: use keys of your own. Tests that stop it or flush it start one of their own."""
+    with PrivateRedis(password="correct-horse-battery") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[Provider]:
+    """An LLM provider that misbehaves on request, shared by the run."""
+    with Provider() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def embedded_proxy(provider: Provider, short_folder: Path) -> Iterator[RunningProxy]:
+    """The product as a fresh clone starts it: SQLite, no Redis, one worker, reached directly."""
+    settings = {**ROOMY, "LLM_API_URL": provider.base_url, "LLM_API_KEY": "sk-test-provider"}
+    with RunningProxy(short_folder / "embedded", settings) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def clustered_proxy(
+    provider: Provider,
+    postgresql: PrivatePostgreSQL,
+    redis_server: PrivateRedis,
+    certificate: Certificate,
+    short_folder: Path,
+) -> Iterator[RunningProxy]:
+    """The product as a host runs it: PostgreSQL, Redis, three workers on a unix socket, nginx with TLS in front."""
+    home = short_folder / "clustered"
+    settings = {
+        **ROOMY,
+        "LLM_API_URL": provider.base_url,
+        "LLM_API_KEY": "sk-test-provider",
+        "DATABASE_URL": postgresql.create_database(),
+        "REDIS_URL": redis_server.url,
+        "WORKERS": "3",
+    }
+    front = PrivateNginx(short_folder / "nginx", certificate, socket=home / "web.sock")
+    proxy = RunningProxy(home, settings, on_unix_socket=True, front_url=front.base_url, authority=certificate.authority)
+    with front, proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session", params=["embedded", "clustered"])
+def proxy(request: pytest.FixtureRequest) -> RunningProxy:
+    """The product in both shapes: every test that takes this runs against each."""
+    running = request.getfixturevalue(f"{request.param}_proxy")
+    assert isinstance(running, RunningProxy)
+    return running
+
+
+@pytest.fixture(scope="session")
+def api_key(proxy: RunningProxy) -> str:
+    """A working API key of `proxy`. Tests that count requests make one of their own with `proxy.create_api_key()`."""
+    return proxy.shared_api_key

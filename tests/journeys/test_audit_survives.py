@@ -1,0 +1,159 @@
+"""What got an answer is in the log, whatever dies; and without the log nothing leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.conftest import ROOMY
+from tests.support.clients import Answer, ask, audit_lines, records_of
+from tests.support.provider import Mode, Provider
+from tests.support.running_proxy import RunningProxy
+
+
+def _verified(proxy: RunningProxy) -> None:
+    done = proxy.command("audit", "verify", check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_writer_is_killed_five_times_under_fifty_requests_and_nothing_answered_is_lost(
+    proxy: RunningProxy, api_key: str
+) -> None:
+    answers: list[Answer] = []
+
+    def ask_with_or_without_stream(number: int) -> Answer:
+        body = {"prompt": f"number {number}", "stream": number % 3 == 0}
+        return ask(proxy, "POST", "/chat", key=api_key, body=body)
+
+    for _ in range(5):
+        with ThreadPoolExecutor(50) as pool:
+            running = [pool.submit(ask_with_or_without_stream, number) for number in range(150)]
+            time.sleep(0.3)
+            proxy.kill_writer()
+            answers += [future.result() for future in running]
+        back_by = time.monotonic() + 15
+        while ask(proxy, "POST", "/chat", key=api_key, body={"prompt": "back?"}).status != 200:
+            assert time.monotonic() < back_by, "the service did not come back by itself"
+            time.sleep(0.1)
+
+    assert {answer.status for answer in answers} <= {200, 503}
+    assert sum(answer.status == 200 for answer in answers) > 0
+    _verified(proxy)
+    kinds: dict[object, list[object]] = {}
+    for line in audit_lines(proxy):
+        if line["k"] == "rec":
+            kinds.setdefault(line["rid"], []).append(line["ty"])
+    for answer in answers:
+        if answer.status == 200:
+            assert kinds[answer.headers["x-request-id"]] == ["llm.start", "llm.end"]
+
+
+def test_without_the_writer_nothing_reaches_the_provider(provider: Provider, short_folder: Path) -> None:
+    with RunningProxy(short_folder / "no-writer", {**ROOMY, "LLM_API_URL": provider.base_url}) as proxy:
+        key = proxy.create_api_key()
+        assert ask(proxy, "POST", "/chat", key=key, body={"prompt": "before"}).status == 200
+        provider.clear()
+        os.kill(proxy.writer_pid(), signal.SIGSTOP)
+
+        refused = ask(proxy, "POST", "/chat", key=key, body={"prompt": "unrecorded"})
+        ready = ask(proxy, "GET", "/health/ready")
+        sent = list(provider.chats)
+        os.kill(proxy.writer_pid(), signal.SIGCONT)
+        time.sleep(2)
+        after = ask(proxy, "POST", "/chat", key=key, body={"prompt": "after"})
+
+        assert (refused.status, refused.error_code) == (503, "audit_unavailable")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert ready.status == 503
+        assert sent == []
+        assert after.status == 200
+        late = records_of(proxy, refused.headers["x-request-id"])
+        assert [record["ty"] for record in late] == ["llm.start", "llm.end"]
+        assert late[1]["st"] == "not_sent"
+        _verified(proxy)
+
+
+def test_a_killed_worker_s_open_exchange_is_closed_as_an_orphan(provider: Provider, short_folder: Path) -> None:
+    settings = {**ROOMY, "LLM_API_URL": provider.base_url, "AUDIT_ORPHAN_GRACE_S": "1"}
+    with RunningProxy(short_folder / "orphan", settings) as proxy, ThreadPoolExecutor(1) as pool:
+        key = proxy.create_api_key()
+        ask(proxy, "GET", "/v1/models", key=key)
+        provider.clear()
+        provider.script(Mode.HANG_BEFORE_HEADERS, times=1)
+        hanging = pool.submit(ask, proxy, "POST", "/chat", key=key, body={"prompt": "left alone"})
+        assert provider.wait_for_requests(1)
+
+        [worker] = proxy.worker_pids()
+        os.kill(worker, signal.SIGKILL)
+        assert hanging.exception(60) is not None
+        deadline = time.monotonic() + 60
+        while not (orphans := [line for line in audit_lines(proxy) if line.get("st") == "orphan"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+        assert len(orphans) == 1
+        assert ask(proxy, "POST", "/chat", key=key, body={"prompt": "served again"}).status == 200
+        _verified(proxy)
+
+
+def test_a_client_that_leaves_ends_the_provider_s_work_and_is_recorded(
+    proxy: RunningProxy, provider: Provider, api_key: str
+) -> None:
+    for stream in (False, True):
+        provider.clear()
+        provider.script(Mode.HANG_MID_STREAM if stream else Mode.HANG_BEFORE_HEADERS, times=1)
+
+        request_id = _ask_and_leave(proxy, api_key, stream=stream, provider=provider)
+
+        assert provider.wait_for_disconnect(30)
+        deadline = time.monotonic() + 30
+        while not (ends := _ends(proxy, request_id)):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert [end["st"] for end in ends] == ["client_abort"]
+
+
+def _ends(proxy: RunningProxy, correlation: str) -> list[dict[str, object]]:
+    lines = audit_lines(proxy)
+    starts = [line["id"] for line in lines if line.get("ty") == "llm.start"]
+    shown = next(
+        (start for start in reversed(starts) if correlation in proxy.command("audit", "show", str(start)).stdout), None
+    )
+    return [line for line in lines if line.get("ty") == "llm.end" and line.get("sid") == shown]
+
+
+def _ask_and_leave(proxy: RunningProxy, key: str, *, stream: bool, provider: Provider) -> str:
+    from tests.support.clients import connection_to  # noqa: PLC0415
+
+    correlation = f"leaver-{time.monotonic_ns()}"
+    with connection_to(proxy) as connection:
+        connection.request(
+            "POST",
+            "/v1/chat/completions",
+            body=json.dumps({"messages": [{"role": "user", "content": "bye"}], "stream": stream}),
+            headers={
+                "Content-Type": "application/json",
+                "Authorization": f"Bearer {key}",
+                "X-Correlation-ID": correlation,
+            },
+        )
+        if stream:
+            answer = connection.getresponse()
+            assert answer.fp.readline().startswith(b"data:")
+        else:
+            assert provider.wait_for_requests(1)
+            time.sleep(0.3)
+    return correlation
+
+
+def test_admin_commands_leave_intent_and_result(proxy: RunningProxy) -> None:
+    user = proxy.create_user()
+
+    changes = [line for line in audit_lines(proxy) if line.get("act") == "user.create" and line.get("subject") == user]
+
+    assert [change["ty"] for change in changes] == ["admin.intent", "admin.result"]
+    assert changes[1]["ok"] is True

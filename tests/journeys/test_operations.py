@@ -1,0 +1,53 @@
+"""Health, status and metrics."""
+
+from __future__ import annotations
+
+import secrets
+
+from tests.support.clients import ask
+from tests.support.running_proxy import RunningProxy
+
+
+def test_health_tells_a_stranger_no_more_than_it_must(proxy: RunningProxy) -> None:
+    health = ask(proxy, "GET", "/health")
+    api_health = ask(proxy, "GET", "/api/health")
+    live = ask(proxy, "GET", "/health/live")
+    ready = ask(proxy, "GET", "/health/ready")
+
+    assert health.status == api_health.status == live.status == ready.status == 200
+    assert health.json["status"] == "healthy"
+    assert {"service", "version", "timestamp"} <= set(health.json)
+    assert {"mode", "responseTimeMs", "dependencies"} <= set(api_health.json)
+    assert ready.json["status"] == "ready"
+    told = health.body + api_health.body + ready.body
+    assert b"127.0.0.1" not in told
+    assert str(proxy.home).encode() not in told
+
+
+def test_status_shows_counts_limits_and_relaxed_settings(proxy: RunningProxy, api_key: str) -> None:
+    ask(proxy, "POST", "/chat", key=api_key, body={"prompt": "hi"})
+
+    status = ask(proxy, "GET", "/security/status")
+
+    assert status.status == 200
+    metrics = status.json["security_metrics"]
+    assert isinstance(metrics, dict)
+    assert metrics["total_requests_processed"] >= 1
+    assert status.json["relaxed_settings"] == []
+    assert status.json["troubles"] == {}
+
+
+def test_metrics_count_exchanges_and_label_nothing_that_a_client_wrote(proxy: RunningProxy, api_key: str) -> None:
+    canary = "canary-" + secrets.token_hex(8)
+    ask(proxy, "POST", "/chat", key=api_key, body={"prompt": canary})
+    ask(proxy, "POST", "/v1/chat/completions", key=api_key, body={"model": canary, "messages": [{"role": "user", "content": "x"}]})
+
+    metrics = ask(proxy, "GET", "/metrics")
+
+    text = metrics.body.decode()
+    assert metrics.status == 200
+    assert 'http_requests_total{endpoint="/chat",status="200"}' in text
+    assert 'slp_refusals_total{code="model_not_found"}' in text
+    assert "slp_overhead_seconds_bucket" in text
+    assert canary not in text
+    assert api_key not in text

@@ -1,0 +1,191 @@
+"""The schema on real databases: up, down, equal to the models, safe when two start at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import flask
+import flask_migrate
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import CheckConstraint, inspect, text
+
+import secure_llm_proxy.identity.models
+from secure_llm_proxy.cli.database_schema import (
+    MIGRATIONS,
+    current_revision,
+    newest_revision,
+    require_current_schema,
+    run_migrations,
+)
+from secure_llm_proxy.foundation.database import Database, Model
+from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.settings import DatabaseSettings
+from secure_llm_proxy.settings.database_url import normalise_database_url
+from tests.support.postgresql import PrivatePostgreSQL
+
+ROOT = MIGRATIONS.parent
+TABLES = {"users", "api_keys", "setup_tokens"}
+assert secure_llm_proxy.identity.models  # the tables join Model.metadata when the module is imported
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'app.db'}"
+    server = request.getfixturevalue("postgresql")
+    assert isinstance(server, PrivatePostgreSQL)
+    return normalise_database_url(server.create_database())
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    opened = Database(DatabaseSettings.model_validate({"url": database_url}))
+    yield opened
+    opened.close()
+
+
+def tables(database: Database) -> set[str]:
+    return set(inspect(database.engine).get_table_names()) - {"alembic_version"}
+
+
+def test_the_schema_goes_up_down_and_up_again(database: Database) -> None:
+    run_migrations(database.engine, "upgrade", "head")
+    after_first_upgrade = tables(database)
+    run_migrations(database.engine, "downgrade", "base")
+    after_downgrade = tables(database)
+    run_migrations(database.engine, "upgrade", "head")
+
+    assert after_first_upgrade == tables(database) == TABLES
+    assert after_downgrade == set()
+    assert current_revision(database.engine) == newest_revision()
+
+
+def test_every_revision_goes_up_and_down_one_step_at_a_time(database: Database) -> None:
+    run_migrations(database.engine, "upgrade", "+1")
+    while current_revision(database.engine) != newest_revision():
+        run_migrations(database.engine, "downgrade", "-1")
+        run_migrations(database.engine, "upgrade", "+1")
+        run_migrations(database.engine, "upgrade", "+1")
+
+    while current_revision(database.engine) is not None:
+        run_migrations(database.engine, "downgrade", "-1")
+
+    assert tables(database) == set()
+
+
+def test_the_migrated_schema_is_the_models_own(database: Database) -> None:
+    run_migrations(database.engine, "upgrade", "head")
+
+    with database.engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), Model.metadata)
+
+    assert differences == []
+
+
+def test_the_migrated_schema_holds_what_the_comparison_does_not_look_at(database: Database) -> None:
+    run_migrations(database.engine, "upgrade", "head")
+
+    inspector = inspect(database.engine)
+    for name in TABLES:
+        table = Model.metadata.tables[name]
+        named = {check["name"] for check in inspector.get_check_constraints(name)}
+        assert named == {constraint.name for constraint in table.constraints if isinstance(constraint, CheckConstraint)}
+        assert inspector.get_pk_constraint(name)["name"] == f"pk_{name}"
+        for key in inspector.get_foreign_keys(name):
+            assert key["options"].get("ondelete") == ("RESTRICT" if name == "api_keys" else "CASCADE")
+        if not database.is_sqlite:
+            told = {column["name"]: column.get("comment") for column in inspector.get_columns(name)}
+            assert told == {column.name: column.comment for column in table.columns}
+
+
+def test_upgrading_what_is_current_changes_nothing(database: Database) -> None:
+    run_migrations(database.engine, "upgrade", "head")
+    run_migrations(database.engine, "upgrade", "head")
+
+    require_current_schema(database)
+
+
+def test_a_migration_that_fails_leaves_the_schema_as_it_was(database: Database) -> None:
+    with database.engine.begin() as connection:
+        # Takes the name of the last index that the migration makes.
+        connection.execute(text("CREATE TABLE in_the_way (id INTEGER)"))
+        connection.execute(text("CREATE INDEX ix_setup_tokens_user_id ON in_the_way (id)"))
+
+    with pytest.raises(OperatorError):
+        run_migrations(database.engine, "upgrade", "head")
+
+    assert tables(database) == {"in_the_way"}
+    assert current_revision(database.engine) is None
+
+
+def test_commands_say_what_to_do_about_an_empty_a_stale_and_a_foreign_schema(database: Database) -> None:
+    with pytest.raises(OperatorError, match="manage.py db upgrade"):
+        require_current_schema(database)
+
+    run_migrations(database.engine, "upgrade", "head")
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    with pytest.raises(OperatorError, match="newer release"):
+        require_current_schema(database)
+    with pytest.raises(OperatorError, match="9999"):
+        run_migrations(database.engine, "upgrade", "head")
+
+
+def test_an_unknown_revision_is_one_sentence(database: Database) -> None:
+    with pytest.raises(OperatorError, match="nonsense"):
+        run_migrations(database.engine, "upgrade", "nonsense")
+
+
+def test_two_upgrades_at_once_both_end_well(database: Database, database_url: str) -> None:
+    program = (
+        "import sys\n"
+        "from secure_llm_proxy.cli.database_schema import run_migrations\n"
+        "from secure_llm_proxy.foundation.database import Database\n"
+        "from secure_llm_proxy.settings import DatabaseSettings\n"
+        "run_migrations(Database(DatabaseSettings(url=sys.stdin.read())).engine, 'upgrade', 'head')\n"
+    )
+
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+        )
+        for _ in range(3)
+    ]
+    ends = [racer.communicate(database_url, timeout=120) for racer in racers]
+
+    assert [(racer.returncode, end[1]) for racer, end in zip(racers, ends, strict=True)] == [(0, "")] * 3
+    require_current_schema(database)
+
+
+def test_flask_migrate_runs_the_same_migrations(database: Database, database_url: str) -> None:
+    application = flask.Flask("test")
+    application.config["SQLALCHEMY_DATABASE_URI"] = database_url
+    extension = SQLAlchemy(application, metadata=Model.metadata, disable_autonaming=True)
+    flask_migrate.Migrate(application, extension, directory=str(MIGRATIONS))
+
+    with application.app_context():
+        flask_migrate.upgrade(directory=str(MIGRATIONS))
+        revision = current_revision(database.engine)
+        flask_migrate.downgrade(directory=str(MIGRATIONS), revision="base")
+        extension.engine.dispose()
+
+    assert revision == newest_revision()
+    assert tables(database) == set()
+
+
+def test_a_database_that_is_away_is_one_sentence_without_its_address(tmp_path: Path) -> None:
+    away = Database(DatabaseSettings.model_validate({"url": "postgresql+psycopg2://someone:hidden@127.0.0.1:1/x"}))
+
+    with pytest.raises(OperatorError, match="does not answer") as caught:
+        run_migrations(away.engine, "upgrade", "head")
+
+    assert "hidden" not in str(caught.value)
+    assert "someone" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,364 @@
+"""The site in deploy/nginx, started for real in front of a small upstream on a unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
+from typing import cast
+
+import pytest
+
+from secure_llm_proxy.foundation.errors import ErrorCode
+from tests.support.certificates import Certificate
+from tests.support.nginx import TEMPLATES, PrivateNginx, check_configuration, render_site, write_configuration
+from tests.support.programs import wait_until
+
+PATIENCE_S = 30.0
+FILLED = dict.fromkeys(
+    (
+        "SERVER_NAMES", "PUBLIC_URL", "LISTEN", "LISTEN_PLAIN", "CERTIFICATE", "CERTIFICATE_KEY", "SOCKET",
+        "ACCESS_LOG", "ERROR_LOG",
+    ),
+    "x",
+)  # fmt: skip
+
+
+class Upstream(ThreadingUnixStreamServer):
+    """Stands where gunicorn stands: tells which headers it was given, and streams half an answer until it is let go on."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path) -> None:
+        self.may_finish = threading.Event()
+        super().__init__(str(path), Echo)
+
+
+class Echo(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path == "/v1/stream":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self._chunk(b"data: first\n\n")
+            cast("Upstream", self.server).may_finish.wait(PATIENCE_S)
+            self._chunk(b"data: second\n\n")
+            self._chunk(b"")
+            return
+        self._answer(200, json.dumps([self.path, self.headers.items()]).encode())
+
+    def do_POST(self) -> None:
+        size = len(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
+        self._answer(418, b'{"its":"own","bytes":%d}' % size)
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - named so by its base
+        """Nothing: what went through is seen in the answers."""
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Request-Id", "exc_01")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+
+@pytest.fixture(scope="module")
+def upstream(short_folder: Path) -> Iterator[Upstream]:
+    with Upstream(short_folder / "echo.sock") as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.may_finish.set()
+        server.shutdown()
+        thread.join(PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def site(upstream: Upstream, certificate: Certificate, short_folder: Path) -> Iterator[PrivateNginx]:
+    with PrivateNginx(short_folder / "site", certificate, socket=Path(str(upstream.server_address))) as nginx:
+        yield nginx
+
+
+def exchange(site: PrivateNginx, raw: bytes, *, tls: bool = True) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes as they are and read the answer to them."""
+    with socket.create_connection(("127.0.0.1", site.port), PATIENCE_S) as plain:
+        wrapped = context_of(site).wrap_socket(plain, server_hostname="localhost") if tls else plain
+        with wrapped as connection:
+            connection.sendall(raw)
+            with closing(http.client.HTTPResponse(connection)) as answer:
+                answer.begin()
+                return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+
+def context_of(site: PrivateNginx) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(site.certificate.authority))
+
+
+def get(site: PrivateNginx, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    lines = [
+        f"GET {path} HTTP/1.1",
+        "Host: localhost",
+        "Connection: close",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return exchange(site, "\r\n".join([*lines, "", ""]).encode())
+
+
+REFUSED = {
+    "no HTTP at all": (b"GARBAGE\r\n\r\n", 400, "malformed_request"),
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", 400, "malformed_request"),
+    "two hosts": (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400, "malformed_request"),
+    "two lengths": (
+        b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        400,
+        "malformed_request",
+    ),
+    "length and chunks": (
+        b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "malformed_request",
+    ),
+    "unknown transfer encoding": (
+        b"POST /chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+        400,
+        "malformed_request",
+    ),
+    "broken chunk": (
+        b"POST /chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        400,
+        "malformed_request",
+    ),
+    "HTTP of tomorrow": (b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", 400, "malformed_request"),
+    "null byte in the path": (b"GET /%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "malformed_request"),
+    "TRACE": (b"TRACE / HTTP/1.1\r\nHost: localhost\r\n\r\n", 405, "method_not_allowed"),
+    "body announced too large": (
+        b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9437185\r\n\r\n",
+        413,
+        "request_too_large",
+    ),
+    "chunk announced too large": (
+        b"POST /chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n900001\r\na",
+        413,
+        "request_too_large",
+    ),
+    "long request line": (b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414, "request_too_large"),
+    "large header": (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"a" * 8200 + b"\r\n\r\n",
+        431,
+        "request_too_large",
+    ),
+    "many headers": (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+        + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 4000) for n in range(12))
+        + b"\r\n",
+        431,
+        "request_too_large",
+    ),
+    "foreign host name": (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421, "malformed_request"),
+    "internal path from outside": (b"GET /_refused/400 HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "not_found"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_nginx_refuses_itself_has_the_error_shape_of_the_product(site: PrivateNginx, case: str) -> None:
+    raw, expected_status, expected_code = REFUSED[case]
+
+    status, headers, body = exchange(site, raw)
+
+    assert (status, headers["content-type"]) == (expected_status, "application/json")
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == expected_code
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+    assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
+    assert headers["strict-transport-security"] == "max-age=63072000; includeSubDomains"
+    assert headers["server"] == "nginx"
+
+
+def test_plain_http_on_the_tls_port_is_told_so(site: PrivateNginx) -> None:
+    status, headers, body = exchange(site, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", tls=False)
+
+    assert status == 400
+    assert "HTTPS" in json.loads(body)["error"]["message"]
+    assert "strict-transport-security" not in headers
+
+
+def test_plain_http_is_sent_to_the_configured_url_whatever_host_it_names(site: PrivateNginx) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", site.plain_port, timeout=PATIENCE_S)
+    connection.request("POST", "/chat?a=b", b"{}", {"Host": "evil.example"})
+
+    answer = connection.getresponse()
+
+    assert answer.status == 308
+    assert answer.getheader("Location") == f"{site.base_url}/chat?a=b"
+    connection.close()
+
+
+def test_an_absent_worker_is_a_502_in_shape_with_a_time_to_retry(certificate: Certificate, short_folder: Path) -> None:
+    with PrivateNginx(short_folder / "alone", certificate, socket=short_folder / "nobody.sock") as alone:
+        status, headers, body = get(alone, "/chat")
+
+    assert status == 502
+    assert headers["retry-after"] == "1"
+    assert json.loads(body)["error"]["type"] == "service_unavailable"
+
+
+def test_a_flood_is_a_429_in_shape_with_a_time_to_retry(
+    upstream: Upstream, certificate: Certificate, short_folder: Path
+) -> None:
+    with PrivateNginx(short_folder / "flooded", certificate, socket=Path(str(upstream.server_address))) as flooded:
+        connection = http.client.HTTPSConnection(
+            "localhost", flooded.port, timeout=PATIENCE_S, context=context_of(flooded)
+        )
+        answers = []
+        for _ in range(20_000):
+            connection.request("GET", "/nothing")
+            answer = connection.getresponse()
+            answers.append((answer.status, answer.getheader("Retry-After"), answer.read()))
+            if answer.status == 429:
+                break
+        connection.close()
+
+    status, retry_after, body = answers[-1]
+    assert (status, retry_after) == (429, "1")
+    assert json.loads(body)["error"]["code"] == "rate_limit_exceeded"
+    assert len(answers) > 1000
+
+
+def test_the_products_own_answers_pass_untouched(site: PrivateNginx) -> None:
+    status, headers, body = exchange(
+        site, b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9437184\r\n\r\n" + b"a" * 9437184
+    )
+
+    assert (status, body) == (418, b'{"its":"own","bytes":9437184}')
+    assert headers["x-request-id"] == "exc_01"
+
+
+FORGED = {
+    "X-Forwarded-For": "10.9.9.9",
+    "X-Real-IP": "10.9.9.9",
+    "Forwarded": "for=10.9.9.9",
+    "X-Forwarded-Host": "evil.example",
+    "X-Forwarded-Proto": "gopher",
+    "X-Forwarded-Port": "1",
+    "X-Client-IP": "10.9.9.9",
+    "True-Client-IP": "10.9.9.9",
+    "CF-Connecting-IP": "10.9.9.9",
+    "X-Original-URL": "/metrics",
+    "X-Edge-Request-Id": "mine",
+    "Proxy": "http://10.9.9.9",
+    "X_Forwarded_For": "10.9.9.9",
+    "Remote_Addr": "10.9.9.9",
+}
+
+
+def test_headers_that_tell_where_a_request_came_from_are_overwritten(site: PrivateNginx) -> None:
+    _, _, body = get(site, "/v1/models", **FORGED, **{"X-Request-Id": "their-own", "Authorization": "Bearer k"})
+
+    _, seen = json.loads(body)
+    arrived = {name.lower(): value for name, value in seen}
+    assert arrived.pop("x-edge-request-id") != "mine"
+    assert arrived == {
+        "host": "localhost",
+        "x-forwarded-for": "127.0.0.1",
+        "x-forwarded-proto": "https",
+        "x-request-id": "their-own",
+        "authorization": "Bearer k",
+    }
+
+
+def test_an_event_of_a_stream_arrives_before_the_next_one_is_sent(site: PrivateNginx, upstream: Upstream) -> None:
+    upstream.may_finish.clear()
+    connection = http.client.HTTPSConnection("localhost", site.port, timeout=PATIENCE_S, context=context_of(site))
+    connection.request("GET", "/v1/stream")
+    answer = connection.getresponse()
+
+    first = answer.readline()
+    upstream.may_finish.set()
+    rest = answer.read()
+
+    assert first == b"data: first\n"
+    assert rest == b"\ndata: second\n\n"
+    connection.close()
+
+
+def test_http_2_is_offered_and_old_tls_is_not(site: PrivateNginx) -> None:
+    modern, old = context_of(site), context_of(site)
+    modern.set_alpn_protocols(["h2"])
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    old.set_ciphers("AES128-SHA")
+
+    with (
+        socket.create_connection(("127.0.0.1", site.port), PATIENCE_S) as plain,
+        modern.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        chosen = (connection.version(), connection.selected_alpn_protocol())
+
+    assert chosen == ("TLSv1.3", "h2")
+    with socket.create_connection(("127.0.0.1", site.port), PATIENCE_S) as plain, pytest.raises(ssl.SSLError):
+        old.wrap_socket(plain, server_hostname="localhost")
+
+
+def test_the_access_log_names_both_ids_and_neither_queries_nor_health_checks(site: PrivateNginx) -> None:
+    get(site, "/health")
+    get(site, "/health/live")
+    get(site, "/v1/models?api_key=slp_live_in_the_query", **{"User-Agent": 'quote " and \\ and \x07'})
+
+    wait_until(lambda: '"path":"/v1/models"' in site.access_log.read_text("utf-8"), what="the request is logged")
+    text = site.access_log.read_text("utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert "in_the_query" not in text
+    assert not [line for line in lines if line["path"].startswith("/health")]
+    logged = [line for line in lines if line["agent"] == 'quote " and \\ and \x07']
+    assert [(line["exchange"], line["status"], line["client"]) for line in logged] == [("exc_01", 200, "127.0.0.1")]
+    assert re.fullmatch("[0-9a-f]{32}", logged[0]["edge_id"])
+
+
+def test_the_site_is_rendered_for_the_nginx_that_will_read_it() -> None:
+    old = render_site(FILLED, version=(1, 22, 1))
+    new = render_site(FILLED, version=(1, 26, 3))
+
+    assert "listen x ssl http2 default_server;" in old
+    assert "    http2 on;\n" not in old
+    assert "listen x ssl default_server;" in new
+    assert new.count("    http2 on;\n") == 2
+    assert not [line for line in new.splitlines() if "@" in line and not line.lstrip().startswith("#")]
+
+
+def test_the_configuration_is_accepted_without_a_warning(certificate: Certificate, short_folder: Path) -> None:
+    main = write_configuration(short_folder / "checked", certificate, socket=short_folder / "s", port=1, plain_port=2)
+
+    said = check_configuration(main)
+
+    assert "test is successful" in said
+
+
+def test_every_refusal_has_a_code_that_clients_know() -> None:
+    text = (TEMPLATES / "refusals.conf").read_text("utf-8")
+
+    bodies = [json.loads(body) for body in re.findall(r"return \d+ '(.*)';", text)]
+    pages = set(re.findall(r"error_page [^;]*?(/_refused/\d+);", text))
+    answers = set(re.findall(r"location = (/_refused/\d+) ", text))
+
+    assert {body["error"]["code"] for body in bodies} <= {code.value for code in ErrorCode}
+    assert all(set(body["error"]) == {"message", "type", "param", "code"} for body in bodies)
+    assert pages == answers

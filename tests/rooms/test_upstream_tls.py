@@ -1,0 +1,237 @@
+"""The upstream room over TLS: who is believed, what is refused, and that nothing leaves before."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secure_llm_proxy.foundation.cancellation import Cancellation
+from secure_llm_proxy.foundation.errors import ClientGone, ProxyError, UpstreamFailed, UpstreamTimeout
+from secure_llm_proxy.settings import UpstreamSettings
+from secure_llm_proxy.upstream import OpenAiCompatibleProvider
+from secure_llm_proxy.vocabulary.chat import Route
+from tests.support.certificates import Certificate, make_certificate
+from tests.support.provider import Mode, Provider
+
+ROUTE = Route(provider="openai_compatible", model="test-model")
+PLAIN = json.dumps({"model": "test-model", "messages": []}).encode()
+STREAMED = json.dumps({"model": "test-model", "messages": [], "stream": True}).encode()
+
+
+def server_context(certificate: Certificate) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certificate, certificate.key)
+    return context
+
+
+def client_of(url: str, **overrides: object) -> OpenAiCompatibleProvider:
+    fields: dict[str, object] = {
+        "api_url": url,
+        "connect_timeout_s": 20.0,
+        "first_byte_timeout_s": 20.0,
+        "idle_timeout_s": 20.0,
+        "total_timeout_s": 40.0,
+    }
+    return OpenAiCompatibleProvider(UpstreamSettings.model_validate(fields | overrides))
+
+
+def failure(client: OpenAiCompatibleProvider, payload: bytes = PLAIN) -> ProxyError:
+    with pytest.raises(ProxyError) as caught:
+        client.complete(ROUTE, payload, Cancellation())
+    assert "localhost" not in caught.value.public
+    return caught.value
+
+
+@pytest.fixture
+def far_end(certificate: Certificate) -> Iterator[Provider]:
+    with Provider(tls=server_context(certificate)) as server:
+        yield server
+
+
+@pytest.fixture
+def client(far_end: Provider, certificate: Certificate) -> Iterator[OpenAiCompatibleProvider]:
+    trusting = client_of(far_end.base_url, ca_file=certificate.authority, idle_timeout_s=2.0)
+    yield trusting
+    trusting.close()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_exchanges_over_tls_share_one_connection(certificate: Certificate, version: ssl.TLSVersion) -> None:
+    context = server_context(certificate)
+    context.minimum_version = context.maximum_version = version
+    body = json.dumps({"model": "test-model", "messages": [], "note": "x" * 2**20}).encode()
+
+    with Provider(tls=context) as far_end:
+        client = client_of(far_end.base_url, ca_file=certificate.authority)
+        for _ in range(3):
+            assert client.complete(ROUTE, body, Cancellation()).text == far_end.reply_text
+            events = list(client.stream(ROUTE, STREAMED, Cancellation()))
+            assert "".join(event.text for event in events) == far_end.reply_text
+        client.close()
+
+        assert far_end.connections == 1
+        assert far_end.received[0].body == body
+
+
+def test_an_answer_of_many_records_is_read_whole(far_end: Provider, client: OpenAiCompatibleProvider) -> None:
+    far_end.reply_text = "ä" * 300_000
+
+    assert client.complete(ROUTE, PLAIN, Cancellation()).text == far_end.reply_text
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused_before_anything_is_sent(far_end: Provider) -> None:
+    error = failure(client_of(far_end.base_url))
+
+    assert type(error) is UpstreamFailed
+    assert (error.status, error.public) == (502, "The provider could not be reached.")
+    assert "certificate not accepted" in (error.detail or "")
+    assert far_end.received == []
+
+
+def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
+    other = make_certificate(tmp_path, names="DNS:elsewhere.example")
+    with Provider(tls=server_context(other)) as far_end:
+        error = failure(client_of(far_end.base_url, ca_file=other.authority))
+
+        assert "certificate not accepted" in (error.detail or "")
+        assert far_end.received == []
+
+
+def test_an_address_in_the_url_is_verified_too(certificate: Certificate, tmp_path: Path) -> None:
+    other = make_certificate(tmp_path, names="DNS:localhost,IP:127.0.0.9")
+    with Provider(tls=server_context(certificate)) as good, Provider(tls=server_context(other)) as bad:
+        good_client = client_of(f"https://127.0.0.1:{good.port}/v1", ca_file=certificate.authority)
+        bad_client = client_of(f"https://127.0.0.1:{bad.port}/v1", ca_file=other.authority)
+
+        assert good_client.complete(ROUTE, PLAIN, Cancellation()).text == good.reply_text
+        assert "certificate not accepted" in (failure(bad_client).detail or "")
+        good_client.close()
+
+
+def test_verification_is_off_only_when_the_setting_says_so(far_end: Provider) -> None:
+    lax = client_of(far_end.base_url, ssl_verify=False)
+
+    assert lax.complete(ROUTE, PLAIN, Cancellation()).text == far_end.reply_text
+    lax.close()
+
+
+def test_a_server_of_old_protocols_is_refused(certificate: Certificate) -> None:
+    context = server_context(certificate)
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with Provider(tls=context) as far_end:
+        error = failure(client_of(far_end.base_url, ca_file=certificate.authority))
+
+        assert type(error) is UpstreamFailed
+        assert (error.detail or "").startswith("TLS: ")
+        assert far_end.received == []
+
+
+def test_a_server_without_tls_is_refused(certificate: Certificate) -> None:
+    with Provider() as far_end:
+        error = failure(client_of(f"https://localhost:{far_end.port}/v1", ca_file=certificate.authority))
+
+        assert type(error) is UpstreamFailed
+        assert far_end.received == []
+
+
+def test_a_handshake_that_never_comes_ends_the_patience_for_connecting(certificate: Certificate) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://localhost:{listener.getsockname()[1]}/v1"
+        error = failure(client_of(url, ca_file=certificate.authority, connect_timeout_s=0.3))
+
+    assert type(error) is UpstreamTimeout
+    assert "connect" in (error.detail or "")
+
+
+def test_a_body_until_close_needs_the_goodbye_of_tls(far_end: Provider, client: OpenAiCompatibleProvider) -> None:
+    """Without close_notify anybody on the line could end an answer where they like."""
+    far_end.script(Mode.UNTIL_CLOSE)
+
+    error = failure(client)
+
+    assert error.public == "The provider's answer broke off."
+    assert "close_notify" in (error.detail or "")
+
+
+def test_a_body_until_close_is_read_when_tls_says_goodbye(certificate: Certificate) -> None:
+    body = b'{"choices":[{"message":{"content":"bye"}}]}'
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            raw, _ = listener.accept()
+            raw.settimeout(20)
+            with server_context(certificate).wrap_socket(raw, server_side=True) as connection:
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + body)
+                connection.unwrap().close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"https://localhost:{listener.getsockname()[1]}/v1"
+        completion = client_of(url, ca_file=certificate.authority).complete(ROUTE, PLAIN, Cancellation())
+        thread.join(20)
+
+    assert completion.text == "bye"
+
+
+def test_a_reset_in_the_midst_of_a_stream_is_a_failure(far_end: Provider, client: OpenAiCompatibleProvider) -> None:
+    far_end.script(Mode.RESET_AT_BYTE, at_byte=400)
+
+    with pytest.raises(UpstreamFailed):
+        list(client.stream(ROUTE, STREAMED, Cancellation()))
+
+    assert client.idle_connections == 0
+
+
+def test_a_client_that_leaves_ends_the_provider_s_work(far_end: Provider, client: OpenAiCompatibleProvider) -> None:
+    far_end.script(Mode.HANG_MID_STREAM)
+    cancellation = Cancellation()
+    stream = client.stream(ROUTE, STREAMED, cancellation)
+    timer = threading.Timer(0.1, cancellation.raise_, ["client_gone"])
+    timer.start()
+
+    with pytest.raises(ClientGone):
+        list(stream)
+
+    timer.join()
+    assert far_end.wait_for_disconnect()
+
+
+def test_garbage_within_the_tls_stream_is_a_failure(certificate: Certificate) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def garble() -> None:
+            raw, _ = listener.accept()
+            raw.settimeout(20)
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = server_context(certificate).wrap_bio(incoming, outgoing, server_side=True)
+            with raw:
+                while True:
+                    try:
+                        tls.do_handshake()
+                        break
+                    except ssl.SSLWantReadError:
+                        raw.sendall(outgoing.read())
+                        incoming.write(raw.recv(65_536))
+                raw.sendall(outgoing.read())
+                # an application record that nobody can decrypt
+                raw.sendall(b"\x17\x03\x03" + struct.pack("!H", 64) + b"\x00" * 64)
+                raw.recv(65_536)
+
+        thread = threading.Thread(target=garble)
+        thread.start()
+        url = f"https://localhost:{listener.getsockname()[1]}/v1"
+        error = failure(client_of(url, ca_file=certificate.authority))
+        thread.join(20)
+
+    assert type(error) is UpstreamFailed
+    assert (error.detail or "").startswith("TLS: ")

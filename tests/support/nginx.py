@@ -1,0 +1,142 @@
+"""The product's own nginx site, rendered from deploy/nginx and really started with TLS on loopback."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tests.support.ports import free_port, is_open
+from tests.support.programs import ServerFailed, find_program, start_server, stop_server, wait_until_up
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tests.support.certificates import Certificate
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
+_HTTP2_DIRECTIVE_SINCE = (1, 25, 1)
+_PLACEHOLDER = re.compile(r"@[A-Z0-9_]+@")
+
+_MAIN = """\
+{user}
+worker_processes 1;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log crit;
+events {{ worker_connections 1024; }}
+http {{
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    include {templates}/http.conf;
+    include {directory}/site.conf;
+}}
+"""
+
+
+def nginx_version() -> tuple[int, int, int]:
+    told = subprocess.run([_nginx(), "-v"], capture_output=True, text=True, check=True, timeout=30).stderr
+    found = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", told)
+    if found is None:
+        message = f"nginx -v says {told!r}"
+        raise ServerFailed(message)
+    major, minor, patch = (int(part) for part in found.groups())
+    return major, minor, patch
+
+
+def render_site(values: dict[str, str], *, version: tuple[int, int, int]) -> str:
+    """deploy/nginx/secure_llm_proxy.conf with its placeholders filled in. Raises KeyError for one that `values` lacks."""
+    directive = version >= _HTTP2_DIRECTIVE_SINCE
+    everything = {
+        **values,
+        "HTTP2_ON_LISTEN": "" if directive else " http2",
+        "HTTP2": "http2 on;" if directive else "",
+        "SNIPPETS": str(TEMPLATES),
+    }
+    lines = (TEMPLATES / "secure_llm_proxy.conf").read_text("utf-8").splitlines(keepends=True)
+    return "".join(
+        line
+        if line.lstrip().startswith("#")
+        else _PLACEHOLDER.sub(lambda name: everything[name.group().strip("@")], line)
+        for line in lines
+    )
+
+
+def write_configuration(directory: Path, certificate: Certificate, *, socket: Path, port: int, plain_port: int) -> Path:
+    """Everything that `nginx -c` needs, in `directory`; returns the main file. Serves localhost and 127.0.0.1."""
+    directory.mkdir(parents=True, exist_ok=True)
+    site = render_site(
+        {
+            "SERVER_NAMES": "localhost 127.0.0.1",
+            "PUBLIC_URL": f"https://localhost:{port}",
+            "LISTEN": f"127.0.0.1:{port}",
+            "LISTEN_PLAIN": f"127.0.0.1:{plain_port}",
+            "CERTIFICATE": str(certificate.certificate),
+            "CERTIFICATE_KEY": str(certificate.key),
+            "SOCKET": str(socket),
+            "ACCESS_LOG": str(directory / "access.log"),
+            "ERROR_LOG": str(directory / "error.log"),
+        },
+        version=nginx_version(),
+    )
+    (directory / "site.conf").write_text(site, "utf-8")
+    main = directory / "nginx.conf"
+    # Started by root, nginx's workers would be www-data, who may not enter the tests' folders.
+    user = "user root root;" if os.geteuid() == 0 else ""
+    main.write_text(_MAIN.format(user=user, directory=directory, templates=TEMPLATES), "utf-8")
+    return main
+
+
+def check_configuration(main: Path) -> str:
+    """What `nginx -t` says. Raises ServerFailed when it refuses the configuration or warns about it."""
+    done = subprocess.run(
+        [_nginx(), "-t", "-c", str(main), "-e", str(main.parent / "error.log")],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    if done.returncode != 0 or "[warn]" in done.stderr:
+        raise ServerFailed(done.stderr)
+    return done.stderr
+
+
+class PrivateNginx:
+    """nginx with the product's site in front of `socket`: `base_url` speaks TLS, `plain_url` redirects there."""
+
+    def __init__(self, directory: Path, certificate: Certificate, *, socket: Path) -> None:
+        self.directory = directory
+        self.certificate = certificate
+        self.socket = socket
+        self.port = free_port()
+        self.plain_port = free_port()
+        self.base_url = f"https://localhost:{self.port}"
+        self.plain_url = f"http://localhost:{self.plain_port}"
+        self.access_log = directory / "access.log"
+        self.error_log = directory / "error.log"
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        main = write_configuration(
+            self.directory, self.certificate, socket=self.socket, port=self.port, plain_port=self.plain_port
+        )
+        check_configuration(main)
+        command = [_nginx(), "-c", str(main), "-e", str(self.error_log), "-g", "daemon off;"]
+        log = self.directory / "output.log"
+        with log.open("wb") as output:
+            self._server = start_server(command, output=output)
+        wait_until_up(self._server, lambda: is_open(self.port), log=log)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            stop_server(self._server, signal.SIGTERM)
+            self._server = None
+
+
+def _nginx() -> str:
+    return find_program("nginx", package="nginx-light")
