@@ -144,10 +144,9 @@ def _upstream_settings(settings: Settings) -> UpstreamSettings:
 
 def _key_class(settings: Settings) -> RateClass:
     limits = settings.throttling
-    per_minute = limits.key_requests_per_minute
     if limits.rate_requests is not None:
-        per_minute = max(1, limits.rate_requests * 60 // (limits.rate_window_s or 60))
-    return RateClass(per_minute, limits.key_burst, limits.key_concurrent)
+        return RateClass(limits.rate_requests, limits.key_burst, limits.key_concurrent, limits.rate_window_s or 60)
+    return RateClass(limits.key_requests_per_minute, limits.key_burst, limits.key_concurrent)
 
 
 def _address_class(settings: Settings) -> RateClass:

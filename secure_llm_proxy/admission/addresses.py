@@ -16,6 +16,8 @@ UNKNOWN_ADDRESS = "0.0.0.0"  # noqa: S104 - a value that no client can have, not
 
 _MAPPED = b"\x00" * 10 + b"\xff\xff"
 _TEXT_MAX = 45
+_V4 = 4
+_V6 = 6
 
 
 class Address(NamedTuple):
@@ -27,7 +29,7 @@ class Address(NamedTuple):
     @property
     def text(self) -> str:
         """The canonical form (RFC 5952 for IPv6), lower case, without zone."""
-        if self.version == 4:
+        if self.version == _V4:
             return socket.inet_ntoa(self.number.to_bytes(4, "big"))
         # not inet_ntop: glibc writes ::102:304 as ::1.2.3.4
         return str(IPv6Address(self.number))
@@ -39,11 +41,11 @@ def parse_address(text: str) -> Address | None:
         return None
     try:
         if ":" not in text:
-            return Address(4, int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big"))
+            return Address(_V4, int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big"))
         packed = socket.inet_pton(socket.AF_INET6, text)
     except (OSError, ValueError):
         # ValueError: a NUL or a lone surrogate inside
         return None
     if packed.startswith(_MAPPED):
-        return Address(4, int.from_bytes(packed[12:], "big"))
-    return Address(6, int.from_bytes(packed, "big"))
+        return Address(_V4, int.from_bytes(packed[12:], "big"))
+    return Address(_V6, int.from_bytes(packed, "big"))

@@ -19,7 +19,7 @@ _TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~/0123456789abcdefghijklmnopqrstuvw
 _SEPARATED = str.maketrans({chr(code): " " for code in range(256) if chr(code) not in _TOKEN_CHARACTERS})
 
 
-class AgentTooLong(Exception):  # noqa: N818 - it states a fact, like the errors of the tree
+class AgentTooLong(Exception):
     """The header is longer than `AGENT_CHARACTERS_MAX`."""
 
 

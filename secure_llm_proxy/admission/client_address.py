@@ -10,6 +10,8 @@ HOPS_MAX = 32
 
 _LOOPBACK = Address(4, 0x7F000001)
 _ZONE_MAX = 64
+_PORT_MAX = 65535
+_PORT_DIGITS_MAX = 5
 
 
 def client_address(peer: str, forwarded_for: str | None, trusted: NetworkSet) -> str:
@@ -66,4 +68,6 @@ def _without_zone(text: str) -> str:
 
 def _is_port(text: str) -> bool:
     digits = text[1:]
-    return text[:1] == ":" and len(digits) <= 5 and digits.isascii() and digits.isdigit() and int(digits) <= 65535
+    if text[:1] != ":" or len(digits) > _PORT_DIGITS_MAX or not (digits.isascii() and digits.isdigit()):
+        return False
+    return int(digits) <= _PORT_MAX

@@ -103,7 +103,7 @@ def raw_lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
 
 def host_directory(directory: Path, host_id: str = "") -> Path:
     """The directory of one host's log below (or at) `directory`. Raises `OperatorError` when there is none, or several."""
-    if (directory / GENESIS_NAME).is_file():
+    if _holds_log(directory):
         return directory
     if host_id:
         return directory / host_id
@@ -121,8 +121,8 @@ def hosts_in(directory: Path) -> list[str]:
     """Names of the subdirectories that hold a log, or what is left of one."""
     if not directory.is_dir():
         return []
-    return sorted(
-        entry.name
-        for entry in directory.iterdir()
-        if entry.is_dir() and ((entry / GENESIS_NAME).exists() or segments_in(entry))
-    )
+    return sorted(entry.name for entry in directory.iterdir() if _holds_log(entry))
+
+
+def _holds_log(directory: Path) -> bool:
+    return directory.is_dir() and ((directory / GENESIS_NAME).exists() or bool(segments_in(directory)))

@@ -255,7 +255,11 @@ class _Verification:
             try:
                 line = parse_line(raw, segment.first.features if segment.first else ())
             except NewerVersion as error:
-                self._find(Severity.UNDECIDABLE, segment.file.name, 1, str(error))
+                if bound is not None:
+                    # Versions never go back within a log: what reads as a later one here was altered.
+                    self._tampered(segment, 1, f"{error}, and a segment of an earlier one follows")
+                else:
+                    self._find(Severity.UNDECIDABLE, segment.file.name, 1, str(error))
                 self._stopped = True
                 return b""
             except FormatError as error:

@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -43,7 +42,10 @@ _REFUSED_KEPT = 1024
 
 def report(event: str, **fields: object) -> None:
     """One line of JSON on stderr. Never holds content of a record."""
-    print(json.dumps({"t": rfc3339(SystemClock().now()), "event": event, **fields}), file=sys.stderr, flush=True)
+    line = json.dumps({"t": rfc3339(SystemClock().now()), "event": event, **fields}) + "\n"
+    # The disk that is full may be the one that holds this too; not being heard must not end the writer.
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
 
 
 class _Refused(Exception):

@@ -61,7 +61,7 @@ def create_api_key(
     )
     key = issued.api_key
     if as_json:
-        show_json({**_told(key, "active"), "api_key": issued.secret})
+        show_json({**_told(key, "active"), "key": issued.secret})
         return
     click.echo(f"API key {key.kid} ({as_cell(key.name)}) of {key.username}, good until {as_cell(key.expires_at)}.")
     click.echo("Shown once, keep it now:")

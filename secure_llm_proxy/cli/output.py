@@ -20,7 +20,7 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 def show_json(value: object) -> None:
     """One JSON document; times as RFC 3339 in UTC, everything beyond ASCII as it is, no control character unescaped."""
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=_as_json))
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_PASSTHROUGH_DATETIME, default=_as_json))
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
@@ -57,6 +57,7 @@ def confirm(question: str, *, yes: bool) -> None:
     try:
         agreed = click.confirm(question, err=True)
     except click.Abort:
+        click.echo(err=True)  # the question's line is still open
         raise OperatorError("Nothing was changed: nobody answered the question; add --yes to do without it.") from None
     if not agreed:
         raise OperatorError("Nothing was changed.")

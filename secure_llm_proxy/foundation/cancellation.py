@@ -21,9 +21,10 @@ class Cancellation:
     def raise_(self, reason: str) -> None:
         if self.reason is None:
             self.reason = reason
-            for listener in self._listeners:
+            # Taken off first: a listener may stop listening while it is told.
+            listeners, self._listeners = self._listeners, []
+            for listener in listeners:
                 listener()
-            self._listeners.clear()
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` when raised; at once if that has happened already."""

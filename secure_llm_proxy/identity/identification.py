@@ -132,19 +132,16 @@ class Identity:
         stale = known if age_s <= self._settings.cache_stale_s else None
         if stale is None and self._refused.holds(digest, now_s):
             return None
-        if self._away and now_s < self._probe_at_s:
+        flight = self._flights.get(digest)
+        if self._away and (now_s < self._probe_at_s or (flight is not None and stale is not None)):
             if stale is not None:
                 return stale
             raise _away("not asked again yet")
-        flight = self._flights.get(digest)
-        if flight is not None:
-            if self._away and stale is not None:
-                return stale
-            return flight.get()
         try:
-            return self._look_up_for_all(kid, digest)
+            return flight.get() if flight is not None else self._look_up_for_all(kid, digest)
         except Unavailable:
-            if stale is not None:
+            # Unless it was forgotten while we asked: then what we knew is not good any more.
+            if stale is not None and self._known.get(digest) is stale:
                 return stale
             raise
 

@@ -34,6 +34,8 @@ NOT_YET: dict[str, str] = {
 }
 # Read by our parts but not settings of ours, so they may stand in `.env` too.
 _FOREIGN = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR", "TZ", "PYTHONUNBUFFERED", "PROMETHEUS_MULTIPROC_DIR", "NO_COLOR"})
+# Two spellings of one value contradict nothing.
+_SWITCHES = {"true": "true", "1": "true", "yes": "true", "on": "true", "false": "false", "0": "false", "no": "false", "off": "false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,12 @@ def load_audit_writer_settings(
     values, mistakes = _collect(environ, env_file)
     settings = _build(values, [])
     names = {setting.name for setting in settings_of(AuditSettings)}
-    mistakes = [mistake for mistake in mistakes if mistake.name in names]
+    mistakes = [mistake for mistake in mistakes if mistake.name in names or mistake.name.startswith("AUDIT_")]
     _build_section(AuditSettings, values, mistakes, production=settings.is_production)
     if settings.audit.kek is None and settings.audit.encryption_enabled:
         mistakes.append(Mistake("AUDIT_KEK", "is missing; make one with: openssl rand -hex 32"))
+    if settings.is_production:
+        mistakes += [mistake for mistake in _relaxations_refused(settings) if mistake.name in names]
     if mistakes:
         raise SettingsError(mistakes)
     return settings.audit
@@ -97,7 +101,11 @@ def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> tuple[
     values: dict[str, str] = {}
     given_as: dict[str, tuple[str, str]] = {}
     path = env_file or Path(environ.get("ENV_FILE", ".env"))
-    in_file = {name: value or "" for name, value in dotenv_values(path, interpolate=False).items()} if path.is_file() else {}
+    given = dotenv_values(path, interpolate=False) if path.is_file() else {}
+    in_file = {name: value for name, value in given.items() if value is not None}
+    if len(in_file) < len(given):
+        # Not quoted: it may be the second line of a secret.
+        mistakes.append(Mistake(str(path), "holds a line that is no NAME=value"))
     for name in in_file:
         if name not in by_name and name not in _FOREIGN:
             mistakes.append(_unknown(name, by_name, f"in {path}"))
@@ -107,13 +115,15 @@ def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> tuple[
     for source in (in_file, _credentials(environ, by_name), environ):
         seen_here: dict[str, tuple[str, str]] = {}
         for name, setting in by_name.items():
-            if (value := source.get(name)) is None or value == "":
+            if not (value := source.get(name, "").strip()):
                 continue
+            if isinstance(setting.default, bool):
+                value = _SWITCHES.get(value.lower(), value)
             if setting.name in seen_here and seen_here[setting.name][1] != value:
                 other = seen_here[setting.name][0]
                 mistakes.append(Mistake(name, f"contradicts {other}, which means the same; set only one of them"))
             seen_here[setting.name] = (name, value)
-            values[setting.name] = value.strip()
+            values[setting.name] = value
         given_as.update(seen_here)
     return values, mistakes
 

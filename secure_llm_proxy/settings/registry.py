@@ -31,7 +31,9 @@ class Setting:
 class Section(BaseModel):
     """A room's settings: frozen, built by field name. Unknown field names are a defect."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=False, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
 
 
 _SAME = object()

@@ -204,7 +204,7 @@ class ThrottlingSettings(Section):
     address_burst: int = setting("ADDRESS_RATE_LIMIT_BURST", 1000, "Burst per client address.", production=50, ge=1)
     address_concurrent: int = setting("CONCURRENT_REQUESTS_PER_ADDRESS", 1000, "Requests in flight per address.", production=500, ge=1)
     rate_requests: int | None = setting(
-        "RATE_LIMIT_REQUESTS", None, "Origin's form: so many requests per RATE_LIMIT_WINDOW, as a whole rate per minute (rounded down, at least 1); applies only when set.", ge=1
+        "RATE_LIMIT_REQUESTS", None, "Origin's form: so many requests per API key and RATE_LIMIT_WINDOW; applies only when set, instead of RATE_LIMIT_PER_MINUTE.", ge=1
     )
     rate_window_s: int | None = setting("RATE_LIMIT_WINDOW", None, "Seconds of RATE_LIMIT_REQUESTS' window; 60 if unset.", ge=1)
     slot_ttl_s: float = setting("IN_FLIGHT_TTL_S", 900.0, "Seconds after which a dead worker's in-flight slot frees itself.", gt=0)

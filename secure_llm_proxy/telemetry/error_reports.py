@@ -3,7 +3,7 @@ take local variables, request bodies, breadcrumbs of every library: prompts and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from secure_llm_proxy import __version__
 from secure_llm_proxy.settings import TelemetrySettings
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sentry_sdk.types import Event, Hint
 
 _KEPT = ("event_id", "timestamp", "platform", "level", "logger", "release", "environment", "exception")
+_OF_FRAME = ("filename", "module", "function", "lineno", "in_app")
 
 
 def start_error_reports(settings: TelemetrySettings, *, environment: str) -> bool:
@@ -43,8 +44,13 @@ def start_error_reports(settings: TelemetrySettings, *, environment: str) -> boo
 def strip_event(event: Event, _hint: Hint) -> Event:
     """Keep an allow-list of an event; of its exceptions the class and where, not the message."""
     kept = cast("Event", {name: value for name, value in event.items() if name in _KEPT})
-    for exception in kept.get("exception", {}).get("values", []):
-        exception["value"] = ""
-        for frame in (exception.get("stacktrace") or {}).get("frames", []):
-            frame.pop("vars", None)
+    if "exception" in kept:
+        kept["exception"] = {"values": [_stripped(exception) for exception in kept["exception"].get("values", [])]}
     return kept
+
+
+def _stripped(exception: dict[str, Any]) -> dict[str, Any]:
+    frames = (exception.get("stacktrace") or {}).get("frames", [])
+    places = [{name: frame[name] for name in _OF_FRAME if name in frame} for frame in frames]
+    named = {name: exception[name] for name in ("type", "module") if name in exception}
+    return {**named, "value": "", "stacktrace": {"frames": places}}

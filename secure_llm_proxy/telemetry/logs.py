@@ -81,8 +81,9 @@ class _JsonLines(JsonFormatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields_of(record),
         }
+        for name, value in _fields_of(record).items():
+            line.setdefault(name, value)
         if record.exc_info:
             line["trace"] = _places_of(record.exc_info)
         return str(self.jsonify_log_record(line))

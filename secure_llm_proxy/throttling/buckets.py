@@ -1,12 +1,12 @@
 """The arithmetic of a bucket, the same for Redis and for a process.
 
-An exact token bucket without fractions. Time is in whole microseconds; a request costs 60,000,000 *drops*; a bucket of
-`requests_per_minute` refills that many drops per microsecond. What is kept is the *debt*: the drops that were spent and
-have not refilled yet; a request is granted while debt + cost <= size. Hence in any window of a minute at most
-`requests_per_minute` + `burst` are granted, and under steady demand no refill is lost. For one of n workers that divide
-a limit a request costs n times as many drops: fractions of a rate stay exact, too.
+An exact token bucket without fractions. Time is in whole microseconds; a request costs as many *drops* as its window has
+microseconds; a bucket of `requests` per window refills that many drops per microsecond. What is kept is the *debt*: the
+drops that were spent and have not refilled yet; a request is granted while debt + cost <= size. Hence in any window at
+most `requests` + `burst` are granted, and under steady demand no refill is lost. For one of n workers that divide a limit
+a request costs n times as many drops: fractions of a rate stay exact, too.
 
-All figures stay below 2^53, the integers that Lua's doubles hold exactly, because `RATE_MAX` bounds them.
+All figures stay below 2^53, the integers that Lua's doubles hold exactly, because `RATE_MAX` and `_SIZE_MAX` bound them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from secure_llm_proxy.vocabulary.decisions import RateDecision
 RATE_MAX = 100_000_000
 """Largest rate, burst or concurrency that is counted; more is the same."""
 
-_REQUEST_DROPS = 60_000_000
+_SIZE_MAX = 2**52
 _SECOND_US = 1_000_000
 _CONCURRENCY_RETRY_S = 1
 
@@ -49,13 +49,14 @@ def limit_of(rate_class: RateClass, shares: int = 1) -> Limit:
 
     Burst and concurrency are whole: at least 1 per share, so with more shares than burst they add up to the shares.
     """
-    rate = _bounded(rate_class.requests_per_minute)
-    request = _REQUEST_DROPS * shares
+    rate = _bounded(rate_class.requests)
+    request = max(1, rate_class.window_s) * _SECOND_US * shares
+    burst = min(_bounded(rate_class.burst) // shares, _SIZE_MAX // request)
     return Limit(
-        per_minute=max(1, rate // shares),
+        per_minute=max(1, rate * 60 // max(1, rate_class.window_s) // shares),
         refill=rate,
         request=request,
-        size=max(1, _bounded(rate_class.burst) // shares) * request,
+        size=max(1, burst) * request,
         concurrent=max(1, _bounded(rate_class.concurrent) // shares),
         shares=shares,
     )

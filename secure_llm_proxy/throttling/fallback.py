@@ -37,7 +37,7 @@ class FallbackThrottle:
     the buckets count as full and the slots expire by themselves.
     """
 
-    def __init__(  # noqa: PLR0913 - what it joins and what it reports to
+    def __init__(
         self,
         primary: RedisThrottle,
         local: ProcessThrottle,
@@ -167,7 +167,8 @@ class FallbackThrottle:
 
     def _settle(self) -> None:
         """Count the hosts and tell Redis what is owed. While this runs, exchanges that end are owed, too: their slot
-        may be on its way to Redis."""
+        may be on its way to Redis.
+        """
         self._settling += 1
         try:
             self._shares.hosts = self._primary.count_hosts(self._host_id)

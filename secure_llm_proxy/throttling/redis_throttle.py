@@ -35,7 +35,7 @@ _IDS_AT_ONCE = 1000
 Answer = TypeVar("Answer")
 
 
-class RedisAway(Exception):  # noqa: N818 - it states a fact, like the errors of the tree
+class RedisAway(Exception):
     """Redis did not do what was asked of it: unreachable, slow, full, read-only, locked or speaking nonsense.
 
     `reason` is the kind of the error alone, fit for everybody's eyes: no host, no password. Whether it was done all the
@@ -178,7 +178,7 @@ class RedisThrottle:
 
 
 def _reason(error: Exception) -> str:
-    """`TimeoutError`, `ReadOnlyError`, or of the errors that the library has no class for Redis' own code: `MISCONF`."""
+    """`TimeoutError`, `ReadOnlyError`; for errors that the library has no class of, Redis' own code: `MISCONF`."""
     code = str(error).partition(" ")[0]
     return code if type(error) is ResponseError and code.isalpha() and code.isupper() else type(error).__name__
 

@@ -107,14 +107,10 @@ def error_of(head: AnswerHead, body: bytes, *, scrubber: Scrubber, now: datetime
 
 def _read_object(body: bytes) -> JsonObject:
     try:
-        payload = strict_json.loads_object(body)
-        if b"\\u" in body:
-            # an escape may spell a lone surrogate, which `loads` lets pass and nobody could write again
-            strict_json.dumps(payload)
+        return strict_json.loads_object(body)
     except InvalidRequest as error:
         # its text speaks of the client's request, and may quote what the provider wrote
         raise _unreadable(f"JSON: {error.code}") from None
-    return payload
 
 
 def _unreadable(detail: str) -> UpstreamFailed:

@@ -8,11 +8,13 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class RateClass:
-    """Limits of one bucket. `requests_per_minute` refills it, `burst` is its size, `concurrent` bounds what is in flight."""
+    """Limits of one bucket: `requests` per `window_s` seconds refill it, `burst` is its size, `concurrent` bounds what is
+    in flight."""
 
-    requests_per_minute: int
+    requests: int
     burst: int
     concurrent: int
+    window_s: int = 60
 
 
 @dataclass(frozen=True, slots=True)

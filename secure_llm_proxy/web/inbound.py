@@ -70,8 +70,8 @@ def _credentials(request: Request, key_header: str) -> tuple[str, ...]:
     found = []
     authorization = request.headers.get("Authorization", "")
     scheme, _, value = authorization.partition(" ")
-    if scheme.lower() == "bearer" and value.strip():
-        found.append(value.strip())
+    if scheme.lower() == "bearer":
+        found += [value.strip()] if value.strip() else []
     elif authorization:
         # Another scheme, or a bare key: it is somebody's try, so it must not pass for "no key".
         found.append(authorization)

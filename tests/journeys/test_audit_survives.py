@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conftest import ROOMY
-from tests.support.clients import Answer, ask, audit_lines, records_of
+from tests.support.clients import Answer, ask, audit_lines, connection_to, records_of
 from tests.support.provider import Mode, Provider
 from tests.support.running_proxy import RunningProxy
 
@@ -127,8 +127,6 @@ def _ends(proxy: RunningProxy, correlation: str) -> list[dict[str, object]]:
 
 
 def _ask_and_leave(proxy: RunningProxy, key: str, *, stream: bool, provider: Provider) -> str:
-    from tests.support.clients import connection_to  # noqa: PLC0415
-
     correlation = f"leaver-{time.monotonic_ns()}"
     with connection_to(proxy) as connection:
         connection.request(
@@ -143,7 +141,7 @@ def _ask_and_leave(proxy: RunningProxy, key: str, *, stream: bool, provider: Pro
         )
         if stream:
             answer = connection.getresponse()
-            assert answer.fp.readline().startswith(b"data:")
+            assert answer.readline().startswith(b"data:")
         else:
             assert provider.wait_for_requests(1)
             time.sleep(0.3)
@@ -151,9 +149,12 @@ def _ask_and_leave(proxy: RunningProxy, key: str, *, stream: bool, provider: Pro
 
 
 def test_admin_commands_leave_intent_and_result(proxy: RunningProxy) -> None:
+    before = len(audit_lines(proxy))
     user = proxy.create_user()
 
-    changes = [line for line in audit_lines(proxy) if line.get("act") == "user.create" and line.get("subject") == user]
+    changes = [line for line in audit_lines(proxy)[before:] if line.get("act") == "user.create"]
 
     assert [change["ty"] for change in changes] == ["admin.intent", "admin.result"]
     assert changes[1]["ok"] is True
+    assert changes[0]["ev"] == "ADMIN_CHANGE"
+    assert user in proxy.command("audit", "show", str(changes[0]["rid"])).stdout

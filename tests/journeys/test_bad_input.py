@@ -158,7 +158,6 @@ def test_a_key_in_the_query_string_is_refused_even_beside_a_good_header(proxy: R
         ("OPTIONS", "/chat", 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("POST", "/v1/chat/completions/", 404, "not_found"),
-        ("POST", "//chat", 404, "not_found"),
     ],
 )
 def test_unknown_doors_answer_in_the_one_shape(

@@ -36,7 +36,8 @@ def test_eight_clients_get_limit_and_burst_in_a_minute_from_three_workers(
             else:
                 assert (answer.status, answer.error_code) == (429, "rate_limit_exceeded")
                 assert int(answer.headers["retry-after"]) >= 1
-                assert answer.headers["x-ratelimit-remaining"] == "0"
+                # nginx has a limit per address of its own, and its answers know no bucket of ours
+                assert answer.headers.get("x-ratelimit-remaining", "0") == "0"
                 refused.append(1)
                 time.sleep(0.05)
 
@@ -82,6 +83,8 @@ def test_concurrent_requests_are_bounded_and_slots_come_back(provider: Provider,
     with RunningProxy(short_folder / "concurrent", settings) as proxy, ThreadPoolExecutor(2) as pool:
         key = proxy.create_api_key()
         ask(proxy, "GET", "/v1/models", key=key)
+        # A request on a kept connection that is closed without a byte is sent once more: let both have fresh ones.
+        provider.hang_up()
         provider.clear()
         provider.script(Mode.HANG_BEFORE_HEADERS, times=2)
         held = [pool.submit(ask, proxy, "POST", "/chat", key=key, body={"prompt": "hold"}) for _ in range(2)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import openai
 import pytest
 
@@ -10,10 +12,14 @@ from tests.support.provider import Mode, Provider
 from tests.support.running_proxy import RunningProxy
 
 
-def test_a_completion_passes_through_the_whole_route(proxy: RunningProxy, provider: Provider, api_key: str) -> None:
-    provider.clear()
-    client = sdk(proxy, api_key)
+@pytest.fixture
+def client(proxy: RunningProxy, api_key: str) -> Iterator[openai.OpenAI]:
+    with sdk(proxy, api_key) as made:
+        yield made
 
+
+def test_a_completion_passes_through_the_whole_route(proxy: RunningProxy, provider: Provider, client: openai.OpenAI) -> None:
+    provider.clear()
     answer = client.chat.completions.with_raw_response.create(
         model="test-model", messages=[{"role": "user", "content": "Is all well?"}], temperature=0.25
     )
@@ -32,10 +38,8 @@ def test_a_completion_passes_through_the_whole_route(proxy: RunningProxy, provid
     assert kinds == ["llm.start", "llm.end"]
 
 
-def test_a_stream_arrives_event_by_event(proxy: RunningProxy, provider: Provider, api_key: str) -> None:
+def test_a_stream_arrives_event_by_event(proxy: RunningProxy, provider: Provider, client: openai.OpenAI) -> None:
     provider.clear()
-    client = sdk(proxy, api_key)
-
     stream = client.chat.completions.create(
         model="test-model",
         messages=[{"role": "user", "content": "Count."}],
@@ -51,12 +55,10 @@ def test_a_stream_arrives_event_by_event(proxy: RunningProxy, provider: Provider
 
 
 def test_the_first_event_arrives_while_the_provider_still_speaks(
-    proxy: RunningProxy, provider: Provider, api_key: str
+    proxy: RunningProxy, provider: Provider, client: openai.OpenAI
 ) -> None:
     provider.clear()
     provider.script(Mode.HANG_MID_STREAM, times=1)
-    client = sdk(proxy, api_key)
-
     stream = client.chat.completions.create(
         model="test-model", messages=[{"role": "user", "content": "Slowly."}], stream=True
     )
@@ -67,9 +69,7 @@ def test_the_first_event_arrives_while_the_provider_still_speaks(
     assert provider.wait_for_disconnect(30)
 
 
-def test_models_are_listed_and_found(proxy: RunningProxy, provider: Provider, api_key: str) -> None:
-    client = sdk(proxy, api_key)
-
+def test_models_are_listed_and_found(proxy: RunningProxy, provider: Provider, client: openai.OpenAI) -> None:
     listed = [model.id for model in client.models.list()]
 
     assert listed == list(provider.models)
@@ -93,7 +93,7 @@ def test_models_are_listed_and_found(proxy: RunningProxy, provider: Provider, ap
 def test_a_failing_provider_raises_the_sdk_s_own_class(
     proxy: RunningProxy,
     provider: Provider,
-    api_key: str,
+    client: openai.OpenAI,
     mode: Mode,
     options: dict[str, int],
     raised: type[openai.APIStatusError],
@@ -102,8 +102,6 @@ def test_a_failing_provider_raises_the_sdk_s_own_class(
 ) -> None:
     provider.clear()
     provider.script(mode, status=options.get("status", 500))
-    client = sdk(proxy, api_key)
-
     with pytest.raises(openai.APIError) as caught:
         for _ in client.chat.completions.create(
             model="test-model", messages=[{"role": "user", "content": "Fail."}], stream=stream
@@ -122,13 +120,11 @@ def test_a_failing_provider_raises_the_sdk_s_own_class(
 def test_wrong_keys_raise_authentication_error(proxy: RunningProxy, api_key: str) -> None:
     wrong = api_key[:-1] + ("0" if api_key[-1] != "0" else "1")
 
-    with pytest.raises(openai.AuthenticationError, match="Incorrect API key provided"):
-        sdk(proxy, wrong).chat.completions.create(model="test-model", messages=[{"role": "user", "content": "x"}])
+    with sdk(proxy, wrong) as client, pytest.raises(openai.AuthenticationError, match="Incorrect API key provided"):
+        client.chat.completions.create(model="test-model", messages=[{"role": "user", "content": "x"}])
 
 
-def test_an_unknown_model_raises_not_found_and_a_bad_parameter_bad_request(proxy: RunningProxy, api_key: str) -> None:
-    client = sdk(proxy, api_key)
-
+def test_an_unknown_model_raises_not_found_and_a_bad_parameter_bad_request(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="gpt-nowhere", messages=[{"role": "user", "content": "x"}])
     with pytest.raises(openai.BadRequestError) as bad:
@@ -139,12 +135,10 @@ def test_an_unknown_model_raises_not_found_and_a_bad_parameter_bad_request(proxy
 
 
 def test_the_stream_of_a_provider_that_breaks_off_ends_in_an_error_event(
-    proxy: RunningProxy, provider: Provider, api_key: str
+    proxy: RunningProxy, provider: Provider, client: openai.OpenAI
 ) -> None:
     provider.clear()
     provider.script(Mode.ERROR_EVENT, times=1)
-    client = sdk(proxy, api_key)
-
     with pytest.raises(openai.APIError) as caught:
         for _ in client.chat.completions.create(
             model="test-model", messages=[{"role": "user", "content": "Break."}], stream=True

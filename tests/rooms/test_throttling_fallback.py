@@ -21,10 +21,10 @@ from secure_llm_proxy.throttling import Hold, ProcessThrottle, Throttle, open_th
 from secure_llm_proxy.vocabulary.caller import RateClass
 from tests.support.redis_server import PrivateRedis
 
-ROOMY = RateClass(requests_per_minute=1_000_000, burst=1_000_000, concurrent=1_000_000)
+ROOMY = RateClass(requests=1_000_000, burst=1_000_000, concurrent=1_000_000)
 # nothing refills while a test runs
-FIVE = RateClass(requests_per_minute=1, burst=5, concurrent=1000)
-ONE_AT_ONCE = RateClass(requests_per_minute=1_000_000, burst=1_000_000, concurrent=1)
+FIVE = RateClass(requests=1, burst=5, concurrent=1000)
+ONE_AT_ONCE = RateClass(requests=1_000_000, burst=1_000_000, concurrent=1)
 
 
 class ManualClock:
@@ -100,7 +100,7 @@ class Worker:
 
 @pytest.fixture
 def server() -> Iterator[PrivateRedis]:
-    with PrivateRedis(password="secret-of-redis") as running:  # noqa: S106 - of a server that lives as long as this test
+    with PrivateRedis(password="secret-of-redis") as running:
         yield running
 
 
@@ -256,16 +256,17 @@ def test_something_else_than_redis_is_as_good_as_none() -> None:
     worker.throttle.close()
 
 
-@pytest.mark.parametrize(("password", "reason"), [("wrong", "AuthenticationError"), (None, "NOAUTH")])
-def test_a_wrong_password_is_the_local_share(server: PrivateRedis, password: str | None, reason: str) -> None:
+@pytest.mark.parametrize("password", ["wrong", None])
+def test_a_wrong_password_is_the_local_share(server: PrivateRedis, password: str | None) -> None:
     worker = Worker(server.url_with(password))
+    worker.throttle.heartbeat()
 
     assert [worker.visit(FIVE) for _ in range(6)] == [True] * 5 + [False]
 
     assert worker.source() == "local_share"
     trouble = worker.throttle.trouble()
     assert trouble is not None
-    assert reason in trouble
+    assert "AuthenticationError" in trouble
     worker.throttle.close()
 
 
@@ -353,7 +354,7 @@ def test_a_redis_that_is_flushed_costs_one_burst_and_no_request(server: PrivateR
 
 
 def test_hosts_and_workers_divide_the_limit_while_redis_is_away(server: PrivateRedis) -> None:
-    twelve = RateClass(requests_per_minute=1, burst=12, concurrent=1000)
+    twelve = RateClass(requests=1, burst=12, concurrent=1000)
     workers = [Worker(server.url, workers=2, host=host) for host in ("host-a", "host-a", "host-b", "host-b")]
     for worker in workers * 2:
         worker.throttle.heartbeat()
@@ -374,7 +375,7 @@ def test_hosts_and_workers_divide_the_limit_while_redis_is_away(server: PrivateR
 
 
 def test_the_shares_of_all_workers_end_in_one_bucket_again(server: PrivateRedis) -> None:
-    twelve = RateClass(requests_per_minute=1, burst=12, concurrent=1000)
+    twelve = RateClass(requests=1, burst=12, concurrent=1000)
     workers = [Worker(server.url, workers=2) for _ in range(2)]
     server.stop()
     granted = sum(worker.visit(twelve) for worker in workers for _ in range(4))

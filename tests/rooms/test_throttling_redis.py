@@ -20,19 +20,20 @@ from redis import Redis
 from secure_llm_proxy.foundation.errors import ErrorCode, OperatorError
 from secure_llm_proxy.settings import RedisSettings, ThrottlingSettings
 from secure_llm_proxy.throttling import Hold, ProcessThrottle, RedisAway, RedisThrottle
+from secure_llm_proxy.throttling.buckets import address_bucket
 from secure_llm_proxy.throttling.process import Account
 from secure_llm_proxy.throttling.redis_throttle import HOSTS_KEY, IN_FLIGHT_KEY, RATE_KEY
 from secure_llm_proxy.vocabulary.caller import RateClass
 from tests.support.redis_server import PrivateRedis
 
-ROOMY = RateClass(requests_per_minute=1_000_000, burst=1_000_000, concurrent=1_000_000)
+ROOMY = RateClass(requests=1_000_000, burst=1_000_000, concurrent=1_000_000)
 # 2021 and on: a time in microseconds that tostring() of Lua would round
 START_US = 1_600_000_000_000_001
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PrivateRedis]:
-    with PrivateRedis(password="it's a secret") as running:  # noqa: S106 - of a server that lives as long as this module
+    with PrivateRedis(password="it's a secret") as running:
         yield running
 
 
@@ -53,7 +54,7 @@ def throttle_over(server: PrivateRedis, *, slot_ttl_s: float = 900, now_us: list
     )
 
 
-def knock(  # noqa: PLR0913 - what a request is
+def knock(
     throttle: RedisThrottle | ProcessThrottle,
     exchange_id: str,
     rate_class: RateClass,
@@ -118,8 +119,9 @@ def test_redis_and_a_process_give_the_same_answers(
     in_redis.close()
 
 
-def test_a_burst_passes_at_once_and_then_the_rate_counts(server: PrivateRedis, redis: Redis) -> None:
-    slow = RateClass(requests_per_minute=1, burst=3, concurrent=50)
+@pytest.mark.usefixtures("redis")
+def test_a_burst_passes_at_once_and_then_the_rate_counts(server: PrivateRedis) -> None:
+    slow = RateClass(requests=1, burst=3, concurrent=50)
     throttle = throttle_over(server)
 
     decisions = [knock(throttle, f"exc_{number}", slow).decision for number in range(5)]
@@ -133,17 +135,19 @@ def test_a_burst_passes_at_once_and_then_the_rate_counts(server: PrivateRedis, r
 
 
 def test_a_refusal_writes_nothing(server: PrivateRedis, redis: Redis) -> None:
-    slow = RateClass(requests_per_minute=1, burst=1, concurrent=50)
+    slow = RateClass(requests=1, burst=1, concurrent=50)
     throttle = throttle_over(server)
     knock(throttle, "exc_1", slow)
     before = {name: redis.dump(name) for name in redis.scan_iter("slp:rate_limit:*:key:*")}
 
-    refused = knock(throttle, "exc_2", slow, address="192.0.2.99")
+    refused = knock(throttle, "exc_2", slow, address="192.0.2.99", address_class=slow)
 
     assert refused.buckets == ()
     assert {name: redis.dump(name) for name in redis.scan_iter("slp:rate_limit:*:key:*")} == before
     # the other address has not even got a bucket
-    assert len(list(redis.scan_iter("*rate_limit*"))) == 4
+    assert set(redis.scan_iter("*rate_limit*:address:*")).isdisjoint(
+        {RATE_KEY + address_bucket("192.0.2.99"), IN_FLIGHT_KEY + address_bucket("192.0.2.99")}
+    )
     throttle.close()
 
 
@@ -178,7 +182,7 @@ def test_a_full_bucket_leaves_nothing_behind(server: PrivateRedis, redis: Redis)
 
 @pytest.mark.usefixtures("redis")
 def test_slots_are_counted_over_all_workers(server: PrivateRedis) -> None:
-    few = RateClass(requests_per_minute=60_000, burst=1000, concurrent=2)
+    few = RateClass(requests=60_000, burst=1000, concurrent=2)
     one, other = throttle_over(server), throttle_over(server)
     first, second = knock(one, "exc_1", few), knock(other, "exc_2", few)
 
@@ -189,6 +193,23 @@ def test_slots_are_counted_over_all_workers(server: PrivateRedis) -> None:
     other.release(second)
     one.close()
     other.close()
+
+
+@pytest.mark.usefixtures("redis")
+def test_a_slot_frees_itself_at_the_microsecond_its_time_is_over(server: PrivateRedis) -> None:
+    now_us = [START_US]
+    one_at_once = RateClass(requests=60_000, burst=1000, concurrent=1)
+    throttle = throttle_over(server, slot_ttl_s=60, now_us=now_us)
+    lost = knock(throttle, "exc_1", one_at_once)
+
+    now_us[0] += 59_999_999
+    assert not knock(throttle, "exc_2", one_at_once).decision.allowed
+    now_us[0] += 1
+    assert knock(throttle, "exc_3", one_at_once).decision.allowed
+
+    throttle.release(lost)
+    assert not knock(throttle, "exc_4", one_at_once).decision.allowed
+    throttle.close()
 
 
 def test_scripts_that_redis_forgot_are_loaded_again(server: PrivateRedis, redis: Redis) -> None:
@@ -223,7 +244,7 @@ def test_hosts_are_counted_while_they_beat(server: PrivateRedis, redis: Redis) -
 def test_settling_adds_debts_and_slots_and_ends_others(server: PrivateRedis, redis: Redis) -> None:
     now_us = [START_US]
     throttle = throttle_over(server, now_us=now_us)
-    slow = RateClass(requests_per_minute=60, burst=4, concurrent=3)
+    slow = RateClass(requests=60, burst=4, concurrent=3)
     gone = knock(throttle, "exc_gone", slow)
     here = ProcessThrottle(ThrottlingSettings(), clock=DrivenClock(now_us))
     for exchange_id in ("exc_1", "exc_2"):
@@ -245,7 +266,7 @@ def test_settling_adds_debts_and_slots_and_ends_others(server: PrivateRedis, red
 def test_settling_never_owes_more_than_an_empty_bucket(server: PrivateRedis) -> None:
     now_us = [START_US]
     throttle = throttle_over(server, now_us=now_us)
-    slow = RateClass(requests_per_minute=60, burst=4, concurrent=1000)
+    slow = RateClass(requests=60, burst=4, concurrent=1000)
     here = ProcessThrottle(ThrottlingSettings(), clock=DrivenClock(now_us))
     for number in range(4):
         knock(here, f"exc_{number}", slow)
@@ -331,7 +352,7 @@ def test_three_processes_of_threads_get_one_limit_together(server: PrivateRedis,
 
 @pytest.mark.usefixtures("redis")
 def test_slots_of_a_killed_process_free_themselves(server: PrivateRedis) -> None:
-    few = RateClass(requests_per_minute=60_000, burst=1000, concurrent=3)
+    few = RateClass(requests=60_000, burst=1000, concurrent=3)
     throttle = throttle_over(server, slot_ttl_s=2)
     process = start_hammer(server, "doomed", 60_000, 1000, 3, 2, 0)
     assert process.stdout is not None

@@ -429,8 +429,9 @@ def test_an_answer_that_comes_before_the_request_was_read_is_heard(connect: Conn
         (Mode.HANG_BEFORE_HEADERS, {"first_byte_timeout_s": 0.3}, "first byte"),
         (Mode.HANG_IN_HEADERS, {"idle_timeout_s": 0.3}, "between two bytes"),
         (Mode.HANG_MID_STREAM, {"idle_timeout_s": 0.3}, "between two bytes"),
-        (Mode.HANG_BEFORE_HEADERS, {"total_timeout_s": 0.3}, "total"),
-        (Mode.HANG_MID_STREAM, {"total_timeout_s": 0.3}, "total"),
+        # the other patiences are longer than that of the far end, so that only the total can end the wait
+        (Mode.HANG_BEFORE_HEADERS, {"total_timeout_s": 0.3, "first_byte_timeout_s": 300.0}, "total"),
+        (Mode.HANG_MID_STREAM, {"total_timeout_s": 0.3, "idle_timeout_s": 300.0}, "total"),
         (Mode.SLOW_DRIP, {"total_timeout_s": 0.5}, "total"),
     ],
 )
@@ -671,6 +672,16 @@ def test_an_idle_connection_that_the_provider_closed_is_noticed_before_it_is_use
 
     assert far_end.connections == 2
     assert len(far_end.received) == 2
+
+
+def test_an_answer_that_nobody_asked_for_is_never_taken_for_the_next_one(far_end: Provider, connect: Connect) -> None:
+    client = connect()
+    far_end.script(Mode.UNASKED_ANSWER, times=1)
+    ask(client)
+    time.sleep(0.3)
+
+    assert ask(client).model == "test-model"
+    assert far_end.connections == 2
 
 
 def test_a_reused_connection_that_closes_before_any_answer_is_replaced_once(

@@ -206,23 +206,68 @@ def test_a_client_that_leaves_ends_the_provider_s_work(far_end: Provider, client
     assert far_end.wait_for_disconnect()
 
 
+def test_a_second_answer_that_waits_in_the_same_segment_is_never_taken_for_the_next_one(
+    certificate: Certificate,
+) -> None:
+    def answer(text: bytes) -> bytes:
+        body = b'{"choices":[{"message":{"content":"%b"}}]}' % text
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for texts in ([b"first", b"forged"], [b"second"]):
+                raw, _ = listener.accept()
+                raw.settimeout(20)
+                with raw:
+                    incoming, outgoing, tls = _shake_hands(raw, certificate)
+                    _read(raw, incoming, tls)
+                    # each write is a record of its own; all leave in one segment
+                    for text in texts:
+                        tls.write(answer(text))
+                    raw.sendall(outgoing.read())
+                    raw.recv(65_536)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        client = client_of(f"https://localhost:{listener.getsockname()[1]}/v1", ca_file=certificate.authority)
+        texts = [client.complete(ROUTE, PLAIN, Cancellation()).text for _ in range(2)]
+        client.close()
+        thread.join(20)
+
+    assert texts == ["first", "second"]
+
+
+def _shake_hands(raw: socket.socket, certificate: Certificate) -> tuple[ssl.MemoryBIO, ssl.MemoryBIO, ssl.SSLObject]:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = server_context(certificate).wrap_bio(incoming, outgoing, server_side=True)
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            raw.sendall(outgoing.read())
+            incoming.write(raw.recv(65_536))
+    raw.sendall(outgoing.read())
+    return incoming, outgoing, tls
+
+
+def _read(raw: socket.socket, incoming: ssl.MemoryBIO, tls: ssl.SSLObject) -> bytes:
+    while True:
+        try:
+            return tls.read(65_536)
+        except ssl.SSLWantReadError:
+            incoming.write(raw.recv(65_536))
+
+
 def test_garbage_within_the_tls_stream_is_a_failure(certificate: Certificate) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def garble() -> None:
             raw, _ = listener.accept()
             raw.settimeout(20)
-            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            tls = server_context(certificate).wrap_bio(incoming, outgoing, server_side=True)
             with raw:
-                while True:
-                    try:
-                        tls.do_handshake()
-                        break
-                    except ssl.SSLWantReadError:
-                        raw.sendall(outgoing.read())
-                        incoming.write(raw.recv(65_536))
-                raw.sendall(outgoing.read())
+                _shake_hands(raw, certificate)
                 # an application record that nobody can decrypt
                 raw.sendall(b"\x17\x03\x03" + struct.pack("!H", 64) + b"\x00" * 64)
                 raw.recv(65_536)

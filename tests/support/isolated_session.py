@@ -15,13 +15,11 @@ def main(folder: Path, provider_url: str) -> None:
     with RunningProxy(folder / "with-provider", {"LLM_API_URL": provider_url, "LLM_API_KEY": "sk-test"}) as proxy:
         key = proxy.create_api_key()
         told["chat"] = ask(proxy, "POST", "/chat", key=key, body={"prompt": "hi"}).status
-        told["stream"] = len(
-            list(
-                sdk(proxy, key).chat.completions.create(
-                    model="test-model", messages=[{"role": "user", "content": "hi"}], stream=True
-                )
+        with sdk(proxy, key) as client:
+            stream = client.chat.completions.create(
+                model="test-model", messages=[{"role": "user", "content": "hi"}], stream=True
             )
-        )
+            told["stream"] = len(list(stream))
         told["refused"] = ask(proxy, "POST", "/chat", body={"prompt": "hi"}).status
         told["metrics"] = ask(proxy, "GET", "/metrics").status
         told["ready"] = ask(proxy, "GET", "/health/ready").status

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 import psycopg2
 
 from tests.support.ports import free_port
-from tests.support.programs import ServerMissing, find_program, start_server, stop_server, wait_until_up
+from tests.support.programs import ServerFailed, ServerMissing, find_program, start_server, stop_server, wait_until_up
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,23 +48,32 @@ class PrivatePostgreSQL:
 
     def __enter__(self) -> Self:
         self.directory = _directory_for(self._user)
-        data, log = self.directory / "data", self.directory / "log"
-        password_file = self.directory / "password"
+        try:
+            self._create_cluster()
+            self.start()
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+        return self
+
+    def _create_cluster(self) -> None:
+        password_file, log = self.directory / "password", self.directory / "log"
         password_file.write_text(self._password, "ascii")
         log.touch()
         if self._user is not None:
             for path in (self.directory, password_file, log):
                 shutil.chown(path, self._user)
-        subprocess.run(
+        done = subprocess.run(
             [
-                self._initdb, "--pgdata", data, "--username", _SUPERUSER, "--auth", "scram-sha-256", "--pwfile", password_file,
-                "--no-sync", "--encoding", "UTF8", "--locale", "C.UTF-8",
+                self._initdb, "--pgdata", self.directory / "data", "--username", _SUPERUSER, "--auth", "scram-sha-256",
+                "--pwfile", password_file, "--no-sync", "--encoding", "UTF8", "--locale", "C.UTF-8",
             ],
-            check=True, capture_output=True, timeout=120, user=self._user, group=self._user, cwd=self.directory,
+            check=False, capture_output=True, text=True, timeout=120, user=self._user, group=self._user, cwd=self.directory,
             extra_groups=None if self._user is None else [],
         )  # fmt: skip
-        self.start()
-        return self
+        if done.returncode != 0:
+            message = f"initdb failed: {done.stdout}{done.stderr}"
+            raise ServerFailed(message)
 
     def start(self) -> None:
         """Start it (again) over the same data, on the same port when it had one."""

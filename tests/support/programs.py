@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -90,7 +91,9 @@ def wait_until_up(
     except ServerFailed as failure:
         last_words = log.read_text("utf-8", "replace")[-4000:] if log.exists() else ""
         failure.add_note(f"--- end of {log.name}\n{last_words}")
-        stop_server(server, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
         raise
 
 

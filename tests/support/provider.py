@@ -77,6 +77,7 @@ class Mode(StrEnum):
     COMMENTS = "comments"  # keep-alive comments and empty data between the events
     CRLF_EVENTS = "crlf_events"
     PLAIN_FOR_A_STREAM = "plain_for_a_stream"
+    UNASKED_ANSWER = "unasked_answer"  # the answer, and a moment later a second one that nobody asked for
     LATE_LAST_CHUNK = "late_last_chunk"  # [DONE], and the end of the body a second later
 
 
@@ -697,6 +698,15 @@ def _late_last_chunk(provider: Provider, line: _Line, request: ReceivedRequest, 
     return True
 
 
+def _unasked_answer(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    answer = _whole_answer(provider, request)
+    line.send(answer)
+    if not line.pause(script.pause_s):
+        return False
+    line.send(answer.replace(b"test-model", b"forged-one"))
+    return True
+
+
 _ANSWERS: dict[Mode, _Answer] = {
     Mode.ERROR: _error,
     Mode.RATE_LIMITED: _rate_limited,
@@ -740,6 +750,7 @@ _ANSWERS: dict[Mode, _Answer] = {
     Mode.COMMENTS: _comments,
     Mode.CRLF_EVENTS: _crlf_events,
     Mode.PLAIN_FOR_A_STREAM: _plain_for_a_stream,
+    Mode.UNASKED_ANSWER: _unasked_answer,
     Mode.LATE_LAST_CHUNK: _late_last_chunk,
 }
 

@@ -20,8 +20,8 @@ from secure_llm_proxy.throttling.buckets import (
 )
 from secure_llm_proxy.vocabulary.caller import RateClass
 
-PER_KEY = RateClass(requests_per_minute=30, burst=5, concurrent=50)
-PER_ADDRESS = RateClass(requests_per_minute=300, burst=50, concurrent=500)
+PER_KEY = RateClass(requests=30, burst=5, concurrent=50)
+PER_ADDRESS = RateClass(requests=300, burst=50, concurrent=500)
 REQUEST = 60_000_000
 
 
@@ -86,15 +86,15 @@ def test_of_several_refusals_the_longest_wait_is_told() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, -(10**12)])
 def test_no_class_is_unlimited(value: int) -> None:
-    limit = limit_of(RateClass(requests_per_minute=value, burst=value, concurrent=value))
+    limit = limit_of(RateClass(requests=value, burst=value, concurrent=value))
 
-    assert limit == limit_of(RateClass(requests_per_minute=1, burst=1, concurrent=1))
+    assert limit == limit_of(RateClass(requests=1, burst=1, concurrent=1))
 
 
 def test_figures_stay_within_what_lua_counts_exactly() -> None:
-    limit = limit_of(RateClass(requests_per_minute=10**30, burst=10**30, concurrent=10**30))
+    limit = limit_of(RateClass(requests=10**30, burst=10**30, concurrent=10**30))
 
-    assert limit == limit_of(RateClass(requests_per_minute=RATE_MAX, burst=RATE_MAX, concurrent=RATE_MAX))
+    assert limit == limit_of(RateClass(requests=RATE_MAX, burst=RATE_MAX, concurrent=RATE_MAX))
     assert limit.size + limit.request < 2**53
 
 
@@ -150,3 +150,13 @@ def test_an_ipv6_client_is_its_64_and_an_ipv4_client_its_address() -> None:
 
 def test_buckets_of_keys_are_found_by_the_keys_public_id() -> None:
     assert key_bucket("key_01KAHG") == "key:key_01KAHG"
+
+
+def test_a_rate_over_an_hour_stays_exact() -> None:
+    hundred_an_hour = RateClass(requests=100, burst=5, concurrent=50, window_s=3600)
+
+    limit = limit_of(hundred_an_hour)
+
+    assert limit.request / limit.refill == 36_000_000  # one request each 36 s, in microseconds
+    assert limit.size == 5 * limit.request
+    assert limit_of(RateClass(1, 100_000_000, 1, window_s=86_400)).size < 2**53

@@ -15,7 +15,7 @@ from secure_llm_proxy.settings import ThrottlingSettings
 from secure_llm_proxy.throttling import Hold, ProcessThrottle, Shares
 from secure_llm_proxy.vocabulary.caller import RateClass
 
-ROOMY = RateClass(requests_per_minute=1_000_000, burst=1_000_000, concurrent=1_000_000)
+ROOMY = RateClass(requests=1_000_000, burst=1_000_000, concurrent=1_000_000)
 MINUTE_US = 60_000_000
 
 
@@ -121,7 +121,7 @@ def test_steady_demand_gets_at_least_98_percent_of_its_limit(rate: int, burst: i
 
 
 def test_a_burst_passes_at_once_and_then_the_rate_counts() -> None:
-    door = Door(RateClass(requests_per_minute=30, burst=5, concurrent=50))
+    door = Door(RateClass(requests=30, burst=5, concurrent=50))
 
     assert [door.is_let_in() for _ in range(7)] == [True] * 5 + [False] * 2
     door.clock.now_us += 1_999_999
@@ -288,7 +288,7 @@ def test_a_charge_spends_what_others_granted_down_to_an_empty_bucket() -> None:
 
 def test_threads_of_one_process_share_one_bucket() -> None:
     throttle = ProcessThrottle(ThrottlingSettings(), clock=SystemClock())
-    slow = RateClass(requests_per_minute=1, burst=50, concurrent=1000)
+    slow = RateClass(requests=1, burst=50, concurrent=1000)
     granted: list[bool] = []
 
     def hammer(number: int) -> None:

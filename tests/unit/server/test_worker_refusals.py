@@ -1,0 +1,124 @@
+"""What gunicorn's own parser refuses is answered in the one error shape, and is never called a fault of ours."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import ssl
+
+import pytest
+from gunicorn.http import errors as refusals
+
+from secure_llm_proxy.foundation.errors import ErrorCode
+from secure_llm_proxy.server.worker import _BODY, _REASONS, _refusal_of, Worker
+from tests.support.house import LogCapture
+
+CANARY = "slp_live_canary_5c1e"
+# ConfigurationProblem is an operator's mistake and InvalidResponseHeader(Name) a defect of the application's.
+NOT_THE_CLIENTS = {"ConfigurationProblem", "InvalidResponseHeader", "InvalidResponseHeaderName"}
+CLASSES = [
+    kind
+    for _, kind in inspect.getmembers(refusals, inspect.isclass)
+    if issubclass(kind, Exception) and kind.__module__ == refusals.__name__
+]
+
+
+def make(kind: type[Exception]) -> Exception:
+    """An instance with a client's text in every argument that its constructor takes."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    needed = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return kind(*[CANARY for _ in needed])
+
+
+def test_the_classes_are_all_there() -> None:
+    assert len(CLASSES) >= 18
+    assert {kind.__name__ for kind in CLASSES} >= NOT_THE_CLIENTS
+
+
+@pytest.mark.parametrize("kind", [k for k in CLASSES if k.__name__ not in NOT_THE_CLIENTS], ids=lambda kind: kind.__name__)
+def test_nothing_that_a_client_sent_is_a_500(kind: type[Exception]) -> None:
+    status, error_type, code, message = _refusal_of(make(kind))
+
+    assert 400 <= status < 500 or status == 501
+    assert status in _REASONS
+    assert error_type in {"invalid_request_error", "permission_error"}
+    assert ErrorCode(code)
+    assert CANARY not in message
+
+
+@pytest.mark.parametrize("kind", [k for k in CLASSES if k.__name__ in NOT_THE_CLIENTS], ids=lambda kind: kind.__name__)
+def test_what_is_not_the_clients_fault_is_not_told_as_such(kind: type[Exception]) -> None:
+    assert _refusal_of(make(kind))[:3] == (500, "internal_error", "internal_error")
+
+
+@pytest.mark.parametrize("error", [ssl.SSLError(1, CANARY), ConnectionResetError(), BrokenPipeError(), TimeoutError()])
+def test_a_broken_connection_is_no_fault_of_ours(error: BaseException) -> None:
+    assert _refusal_of(error)[0] == 400
+
+
+@pytest.mark.parametrize("error", [RuntimeError(CANARY), KeyError(CANARY), MemoryError(), AssertionError(CANARY)])
+def test_a_defect_is_a_bare_500(error: BaseException) -> None:
+    status, error_type, code, message = _refusal_of(error)
+
+    assert (status, error_type, code) == (500, "internal_error", "internal_error")
+    assert CANARY not in message
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_the_body_is_valid_json_in_openais_shape(kind: type[Exception]) -> None:
+    status, error_type, code, message = _refusal_of(make(kind))
+
+    body = json.loads(_BODY % (message, error_type, code))
+
+    assert body == {"error": {"message": message, "type": error_type, "param": None, "code": code}}
+    assert status in _REASONS
+
+
+class Client:
+    """The connection's end as the worker sees it: keeps what is sent, or is gone."""
+
+    def __init__(self, error: OSError | None = None) -> None:
+        self.sent = b""
+        self.error = error
+
+    def sendall(self, content: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self.sent += content
+
+
+def refuse(error: BaseException, client: Client, address: object = ("192.0.2.7", 40000)) -> None:
+    """Ask the worker's method without a running gunicorn: it uses nothing of the worker."""
+    Worker.handle_error(Worker.__new__(Worker), None, client, address, error)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_the_answer_is_whole_http_that_ends_the_connection_and_quotes_nothing(kind: type[Exception]) -> None:
+    client = Client()
+
+    with LogCapture() as logs:
+        refuse(make(kind), client)
+
+    head, _, body = client.sent.partition(b"\r\n\r\n")
+    lines = head.decode("ascii").split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines[1:])
+    assert lines[0].startswith("HTTP/1.1 ")
+    assert headers["Connection"] == "close"
+    assert headers["Content-Type"] == "application/json"
+    assert int(headers["Content-Length"]) == len(body)
+    assert headers["X-Request-Id"].startswith("exc_")
+    assert json.loads(body)["error"]["code"]
+    assert CANARY.encode() not in client.sent
+    (record,) = logs.records
+    assert vars(record)["request_id"] == headers["X-Request-Id"]
+    assert vars(record)["why"] == kind.__name__
+    assert CANARY not in str({name: value for name, value in vars(record).items() if name != "exc_info"})
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), ConnectionResetError(), TimeoutError()])
+def test_a_client_that_left_before_its_refusal_troubles_nobody(error: OSError) -> None:
+    with LogCapture() as logs:
+        refuse(refusals.InvalidRequestLine("x"), Client(error), address="")
+
+    assert [record.levelname for record in logs.records] == ["WARNING", "DEBUG"]
+    assert vars(logs.records[0])["address"] == "unix"
