@@ -19,7 +19,7 @@ from secure_llm_proxy.audit.appender import Appender
 from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, load_epoch_key, read_genesis
 from secure_llm_proxy.audit.seal import KeyEncryptionKey
 from secure_llm_proxy.audit.segments import GENESIS_NAME, LOCK_NAME
-from secure_llm_proxy.audit.writer import Writer, listen, notify, report
+from secure_llm_proxy.audit.writer import StopRequest, Writer, listen, report
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings, SettingsError, load_audit_writer_settings
 
@@ -66,12 +66,12 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         segment_age_s=settings.segment_age_s,
         report=report,
     )
+    stop = StopRequest()
     appender.recover()
     listener = listen(settings.socket)
     gc.freeze()
-    notify("READY=1")
     report("writer_started", log=genesis.log, pid=os.getpid())
-    Writer(appender, listener, orphan_grace_s=settings.orphan_grace_s, parent=parent).run()
+    Writer(appender, listener, stop, orphan_grace_s=settings.orphan_grace_s, parent=parent).run()
     settings.socket.unlink(missing_ok=True)
     listener.close()
     report("writer_stopped")

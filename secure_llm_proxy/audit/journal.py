@@ -314,23 +314,16 @@ class _Line:
 
     def _lost(self) -> None:
         """The connection broke. Everything unanswered stays queued and goes out again after the next welcome."""
-        if self._welcomed:
-            self._away_since_s = time.monotonic()
         self._hang_up()
         if not self._told:
             self._told = True
+            self._away_since_s = time.monotonic()
             log.warning("The connection to the audit writer is lost", extra={"records_waiting": len(self._queue)})
         if not self._closed and not self._reconnect.active:
             self._reconnect.start(self._on_reconnect)
 
     def _on_welcome(self, durable: int) -> None:
         self._welcomed = True
-        if self._told:
-            self._told = False
-            log.warning(
-                "The connection to the audit writer is back",
-                extra={"away_s": round(time.monotonic() - self._away_since_s, 3), "records_waiting": len(self._queue)},
-            )
         self._answered(durable)
         if self._socket is None:
             return
@@ -406,6 +399,13 @@ class _Line:
 
     def _answered(self, durable: int) -> None:
         queue = self._queue
+        if self._told and (not queue or queue[0].counter <= durable):
+            # Not at the welcome: a writer whose disk is full lets us in and out again every half second.
+            self._told = False
+            log.warning(
+                "The connection to the audit writer is back",
+                extra={"away_s": round(time.monotonic() - self._away_since_s, 3), "records_waiting": len(queue)},
+            )
         while queue and queue[0].counter <= durable:
             self._take_off(_Outcome.DURABLE)
         if not queue:

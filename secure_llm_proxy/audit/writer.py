@@ -48,6 +48,26 @@ def report(event: str, **fields: object) -> None:
         os.write(2, line.encode())
 
 
+class StopRequest:
+    """SIGTERM or SIGINT was received. Made before anybody is told that the writer is there; wakes the loop by a pipe."""
+
+    def __init__(self) -> None:
+        self.made = False
+        self._woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.made = True
+
+    def fileno(self) -> int:
+        return self._woken
+
+    def hear(self) -> None:
+        os.read(self._woken, 64)
+
+
 class _Refused(Exception):
     """The record may not enter the log."""
 
@@ -75,13 +95,20 @@ class _Connection:
 
 
 class Writer:
-    """Serves `listener` (bound, listening, non-blocking) until SIGTERM, SIGINT or the parent's end."""
+    """Serves `listener` (bound, listening, non-blocking) until a stop is requested or the parent has ended."""
 
     def __init__(
-        self, appender: Appender, listener: socket.socket, *, orphan_grace_s: float, parent: int | None = None
+        self,
+        appender: Appender,
+        listener: socket.socket,
+        stop: StopRequest,
+        *,
+        orphan_grace_s: float,
+        parent: int | None = None,
     ) -> None:
         self._appender = appender
         self._listener = listener
+        self._stop_request = stop
         self._grace_s = orphan_grace_s
         self._parent = parent
         self._epoll = select.epoll()
@@ -95,26 +122,22 @@ class Writer:
         self._deadlines: dict[str, float] = {}
         self._seen_leaving: set[str] = set()
         self._retry_at_s: float | None = None
-        self._stopping = False
         self._identity = uuid.uuid4().hex
         self._counter = 0
         self._read_buffer = bytearray(_READ_BYTES)
 
     def run(self) -> None:
         """Returns after a clean stop, with the segment closed."""
-        woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        for descriptor in (woken, self._listener.fileno()):
+        for descriptor in (self._stop_request.fileno(), self._listener.fileno()):
             self._epoll.register(descriptor, select.EPOLLIN)
         if self._parent is not None:
             self._epoll.register(self._parent, select.EPOLLIN)
         self._open()
-        while not self._stopping:
+        notify("READY=1")
+        while not self._stop_request.made:
             for descriptor, _ in self._epoll.poll(self._patience_s()):
-                if descriptor == woken:
-                    os.read(woken, 64)
+                if descriptor == self._stop_request.fileno():
+                    self._stop_request.hear()
                 elif descriptor == self._listener.fileno():
                     self._accept()
                 elif descriptor == self._parent:
@@ -122,7 +145,6 @@ class Writer:
                 else:
                     self._receive(descriptor)
             self._turn()
-        signal.set_wakeup_fd(-1)
         self._stop()
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -166,13 +188,10 @@ class Writer:
         # epoll counts in milliseconds and wants no busy last one
         return max(0.0, min(waits)) + 0.001 if waits else None
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stopping = True
-
     def _hear_parent(self) -> None:
         """Whoever started us for its own needs holds the other end of this pipe; when it is gone, so are we."""
         if self._parent is not None and not os.read(self._parent, 4096):
-            self._stopping = True
+            self._stop_request.made = True
 
     # --- connections --------------------------------------------------------------------------------------------------
 

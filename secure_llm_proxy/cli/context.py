@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from secure_llm_proxy.audit import SocketJournal, running_writer
 from secure_llm_proxy.cli.database_schema import require_current_schema
+from secure_llm_proxy.cli.output import warn
 from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.database import Database
@@ -110,7 +111,13 @@ class CommandContext:
                 journal.close()
 
     def _record_result(self, journal: SocketJournal, change_id: str, clear: dict[str, ClearValue]) -> None:
-        journal.record(AuditEvent(new_record_id(), AuditType.ADMIN_RESULT, change_id, EventName.ADMIN_CHANGE, clear, b"{}"))
+        """Only warns when it can't: the intent is on record, and what was made (a key, shown once) must still be told."""
+        event = AuditEvent(new_record_id(), AuditType.ADMIN_RESULT, change_id, EventName.ADMIN_CHANGE, clear, b"{}")
+        try:
+            journal.record(event)
+        except ProxyError as error:
+            done = "was made" if clear["ok"] else "was not made"
+            warn(f"the change {done}, but its result could not be recorded ({error.detail or error.code}).")
 
     def announce_revocation(self, kid: str) -> None:
         """Tell running workers at once; without Redis they learn it within API_KEY_CACHE_S seconds."""

@@ -16,13 +16,15 @@ from secure_llm_proxy.audit import initialise, running_writer
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.database_schema import require_current_schema, run_migrations
 from secure_llm_proxy.foundation.database import Database
-from secure_llm_proxy.identity import Role
+from secure_llm_proxy.foundation.identifiers import new_user_id
+from secure_llm_proxy.identity import Role, draw_api_key
 from secure_llm_proxy.server.supervisor import Supervisor, require_free_address
 from secure_llm_proxy.settings import Settings
 from secure_llm_proxy.telemetry import configure_logs
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _ADMIN = "admin"
+_FIRST_KEY = "first key"
 _GENERATED = ("SECRET_KEY", "ENCRYPTION_KEY", "AUDIT_KEK")
 
 
@@ -113,22 +115,25 @@ def _first_admin_and_key(context: CommandContext, shown: list[str]) -> str | Non
     if context.database.run(context.accounts.list_users):
         return None
     accounts = context.accounts
+    user_id, drawn = new_user_id(), draw_api_key()
     context.change(
         "user.create",
-        _ADMIN,
+        user_id,
         {"role": Role.OWNER},
-        {},
-        lambda session: accounts.create_user(session, username=_ADMIN, email="admin@localhost", role=Role.OWNER),
+        {"username": _ADMIN},
+        lambda session: accounts.create_user(
+            session, username=_ADMIN, email="admin@localhost", role=Role.OWNER, user_id=user_id
+        ),
     )
     token = context.change(
-        "user.setup_token", _ADMIN, {}, {}, lambda session: accounts.start_setup(session, username=_ADMIN)
+        "user.setup_token", user_id, {}, {"username": _ADMIN}, lambda session: accounts.start_setup(session, _ADMIN)
     )
     issued = context.change(
         "key.create",
-        _ADMIN,
-        {"name": "first key"},
-        {},
-        lambda session: accounts.create_api_key(session, username=_ADMIN, name="first key"),
+        drawn.kid,
+        {"user": user_id, "key_id": drawn.id},
+        {"username": _ADMIN, "name": _FIRST_KEY},
+        lambda session: accounts.create_api_key(session, username=_ADMIN, name=_FIRST_KEY, drawn=drawn),
     )
     shown += [
         f"First admin: {_ADMIN}. One-time setup token (1 h; set a password with: manage.py setup-password):",

@@ -35,10 +35,13 @@ class ModelDirectory:
         """Every model on offer, in the operator's or the provider's order. Raises `Unavailable(models_unavailable)`."""
         if self._settings.models:
             return self._settings.models
-        if self._clock.monotonic_s() >= self._ask_again_s:
-            with self._lock:
+        # Who finds the list old asks; the others go on with it, and wait only while there is none at all.
+        if self._clock.monotonic_s() >= self._ask_again_s and self._lock.acquire(blocking=not self._known):
+            try:
                 if self._clock.monotonic_s() >= self._ask_again_s:
                     self._refresh()
+            finally:
+                self._lock.release()
         if not self._known:
             raise Unavailable(
                 "The provider's list of models is unavailable.",

@@ -88,7 +88,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
 
 def _refusal_of(exc: BaseException) -> tuple[int, str, str, str]:
     invalid = "invalid_request_error"
+    ours = 500, "internal_error", "internal_error", "The proxy failed to handle this request."
     match exc:
+        case refusals.ConfigurationProblem() | refusals.InvalidResponseHeader() | refusals.InvalidResponseHeaderName():
+            return ours
         case refusals.LimitRequestLine():
             return 414, invalid, "malformed_request", "The request line is too long."
         case refusals.LimitRequestHeaders():
@@ -102,4 +105,4 @@ def _refusal_of(exc: BaseException) -> tuple[int, str, str, str]:
         case refusals.ParseException() | OSError():
             return 400, invalid, "malformed_request", "The request is not valid HTTP/1.1."
         case _:
-            return 500, "internal_error", "internal_error", "The proxy failed to handle this request."
+            return ours

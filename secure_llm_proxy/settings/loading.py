@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_origin
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import SecretStr, ValidationError
@@ -32,6 +33,7 @@ NOT_YET: dict[str, str] = {
     "CACHE_TTL_SECONDS": "there is no response cache yet",
     "ENABLE_REQUEST_LOGGING": "requests are always recorded in the audit log",
 }
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # Read by our parts but not settings of ours, so they may stand in `.env` too.
 _FOREIGN = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR", "TZ", "PYTHONUNBUFFERED", "PROMETHEUS_MULTIPROC_DIR", "NO_COLOR"})
 # Two spellings of one value contradict nothing.
@@ -280,6 +282,9 @@ def _contradictions(settings: Settings, values: Mapping[str, str]) -> list[Mista
 
 def _relaxations_refused(settings: Settings) -> list[Mistake]:
     refused = [Mistake(name, f"{problem}, which production refuses") for name, problem in relaxed_settings(settings)]
+    url = urlsplit(settings.upstream.api_url or "")
+    if url.scheme == "http" and settings.upstream.api_key is not None and url.hostname not in _LOOPBACK:
+        refused.append(Mistake("LLM_API_URL", "is http, and LLM_API_KEY would cross the network in clear; use https"))
     if settings.upstream.api_url is None:
         refused.append(Mistake("LLM_API_URL", "is missing, and production does not route to the demo model"))
     return refused

@@ -54,7 +54,7 @@ class SecretSettings(Section):
         "SECRET_KEY", None, "Key pepper and session keys are derived from it. At least 32 characters.", secret=True
     )
     encryption_key: SecretStr | None = setting(
-        "ENCRYPTION_KEY", None, "Seals database columns. At least 32 characters.", secret=True
+        "ENCRYPTION_KEY", None, "For sealed database columns, of which this release has none yet. At least 32 characters.", secret=True
     )
     jwt_secret: SecretStr | None = setting("JWT_SECRET", None, "Accepted from the origin, unused.", secret=True)
 

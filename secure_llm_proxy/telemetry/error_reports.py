@@ -52,5 +52,5 @@ def strip_event(event: Event, _hint: Hint) -> Event:
 def _stripped(exception: dict[str, Any]) -> dict[str, Any]:
     frames = (exception.get("stacktrace") or {}).get("frames", [])
     places = [{name: frame[name] for name in _OF_FRAME if name in frame} for frame in frames]
-    named = {name: exception[name] for name in ("type", "module") if name in exception}
+    named: dict[str, Any] = {name: exception[name] for name in ("type", "module") if name in exception}
     return {**named, "value": "", "stacktrace": {"frames": places}}

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
@@ -51,7 +52,7 @@ def journal(settings: AuditSettings, writer: WriterProcess) -> Iterator[SocketJo
     made.close()
 
 
-def in_time(*greenlets: gevent.Greenlet[[], object]) -> None:
+def in_time(*greenlets: gevent.Greenlet[..., Any]) -> None:
     """All have ended, without an error."""
     gevent.joinall(greenlets, timeout=WAIT_S, raise_error=True)
     assert all(greenlet.dead for greenlet in greenlets)
@@ -60,7 +61,9 @@ def in_time(*greenlets: gevent.Greenlet[[], object]) -> None:
 def test_a_recorded_event_is_on_disk_when_record_returns(
     settings: AuditSettings, writer: WriterProcess, journal: AuditJournal
 ) -> None:
-    start = start_event(mdl="demo", ak="key_1", stream=True, size=12, none=None)
+    start = event(
+        AuditType.LLM_START, name=EventName.CHAT_REQUEST, mdl="demo", ak="key_1", stream=True, size=12, none=None
+    )
 
     journal.record(start)
     writer.kill()
@@ -280,14 +283,15 @@ def test_a_greenlet_that_gave_up_waiting_is_not_woken_by_its_record(
 ) -> None:
     journal.record(event())
     writer.signal(signal.SIGSTOP)
-    woken: list[object] = []
+    woken: list[str] = []
 
     def work() -> None:
         try:
             with gevent.Timeout(0.1):
                 journal.record(event(number=1))
         except gevent.Timeout:
-            woken.append(gevent.sleep(0.5))
+            gevent.sleep(0.5)
+            woken.append("slept")
 
     greenlet = gevent.spawn(work)
     gevent.sleep(0.2)
@@ -295,7 +299,7 @@ def test_a_greenlet_that_gave_up_waiting_is_not_woken_by_its_record(
     started = time.monotonic()
     in_time(greenlet)
 
-    assert woken == [None]
+    assert woken == ["slept"]
     assert time.monotonic() - started >= 0.3
     assert [record.clear.get("number") for record in records_in(settings.directory)] == [None, 1]
 
@@ -323,6 +327,6 @@ def test_a_forked_child_uses_a_connection_of_its_own(
     by_worker: dict[str, set[object]] = {}
     for record in records_in(settings.directory):
         by_worker.setdefault(record.worker, set()).add(record.clear["who"])
-    assert sorted(map(sorted, by_worker.values())) == [["child"], ["parent"]]
+    assert sorted(str(names) for names in by_worker.values()) == ["{'child'}", "{'parent'}"]
     assert len(records_in(settings.directory)) == 41
     assert verify(settings.directory, genesis_public_key=None).ok

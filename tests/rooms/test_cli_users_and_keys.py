@@ -176,7 +176,7 @@ def test_a_token_is_asked_for_and_the_password_twice_when_nothing_else_is_said(h
     ],
 )
 def test_an_administrator_with_a_password_is_ready(
-    host: Installation, more: tuple[str, ...], stdin: str, warns: bool
+    host: Installation, more: tuple[str, ...], stdin: str, *, warns: bool
 ) -> None:
     made = host.run("create-admin", "--username", fresh("root"), "--email", "root@example.org", *more, stdin=stdin)
 

@@ -123,7 +123,7 @@ def test_without_required_authentication_a_caller_without_a_key_is_anonymous_and
     caller = worker.identify(())
 
     assert caller.is_anonymous
-    assert (caller.role, caller.scopes) == ("member", {"chat", "models"})
+    assert (caller.role, caller.scopes) == ("member", frozenset({"chat", "models"}))
     assert refusal_of(worker, "whatever").code is ErrorCode.INVALID_API_KEY
 
 
@@ -386,6 +386,46 @@ def test_a_key_announced_as_revoked_while_the_database_is_away_is_not_good_any_m
 
     with pytest.raises(Unavailable):
         worker.identify((key.secret,))
+
+
+def test_a_key_forgotten_while_an_absent_database_is_asked_is_not_good_any_more(
+    sqlite_room: IdentityRoom, tmp_path: Path
+) -> None:
+    sqlite_room.make_user()
+    key = sqlite_room.make_key()
+    worker = sqlite_room.worker()
+    worker.identify((key.secret,))
+    (tmp_path / "app.db").rename(tmp_path / "aside.db")
+    (tmp_path / "app.db").mkdir()
+    event.listen(sqlite_room.database.engine, "do_connect", lambda *_: worker.forget(key.api_key.kid))
+
+    sqlite_room.clock.advance(5.1)
+
+    with pytest.raises(Unavailable):
+        worker.identify((key.secret,))
+
+
+def test_an_absent_database_is_asked_by_one_request_a_second(sqlite_room: IdentityRoom, tmp_path: Path) -> None:
+    sqlite_room.make_user()
+    keys = [sqlite_room.make_key().secret for _ in range(3)]
+    worker = sqlite_room.worker()
+    for key in keys:
+        worker.identify((key,))
+    (tmp_path / "app.db").rename(tmp_path / "aside.db")
+    (tmp_path / "app.db").mkdir()
+    attempts: list[object] = []
+    event.listen(sqlite_room.database.engine, "do_connect", lambda *_: attempts.append(None))
+
+    sqlite_room.clock.advance(10)
+    for key in keys * 5:
+        worker.identify((key,))
+    in_the_first_second = len(attempts)
+    sqlite_room.clock.advance(1.0)
+    for key in keys * 5:
+        worker.identify((key,))
+
+    assert in_the_first_second == 1
+    assert len(attempts) == 2
 
 
 def test_a_key_forgotten_while_it_is_looked_up_is_looked_up_again(room: IdentityRoom, key: IssuedKey) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +30,7 @@ monkey.patch_all()
 import sys
 import gevent
 from pydantic import SecretStr
+from sqlalchemy import event
 from secure_llm_proxy.foundation.clock import SystemClock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import ProxyError
@@ -37,12 +39,17 @@ from secure_llm_proxy.settings import DatabaseSettings, IdentitySettings, RedisS
 
 database_url, redis_url, cache_s, pepper = (sys.stdin.readline().strip() for _ in range(4))
 settings = IdentitySettings().model_copy(update={"cache_s": float(cache_s)})
-identity = Identity(settings, Database(DatabaseSettings(url=database_url)), bytes.fromhex(pepper), SystemClock())
+database = Database(DatabaseSettings(url=database_url))
+queries = []
+event.listen(database.engine, "before_cursor_execute", lambda _1, _2, statement, *_3: queries.append(statement))
+identity = Identity(settings, database, bytes.fromhex(pepper), SystemClock())
 if redis_url:
     gevent.spawn(listen_for_revocations, RedisSettings(url=SecretStr(redis_url)), identity.forget)
 lines = gevent.get_hub().threadpool
 
 def answer(key):
+    if key == "queries":
+        return str(len(queries))
     try:
         return identity.identify((key,)).key_id
     except ProxyError as error:
@@ -115,10 +122,14 @@ def redis_settings(server: PrivateRedis) -> RedisSettings:
     return RedisSettings(url=SecretStr(server.url))
 
 
+def is_dead(worker: Worker, key: IssuedKey) -> bool:
+    return worker.ask(key.secret) == ["api_key_revoked"]
+
+
 def is_heard(worker: Worker, key: IssuedKey, settings: RedisSettings) -> bool:
     """Announce until the worker has heard it: the listener may be connecting still."""
     announce_revocation(settings, key.api_key.kid)
-    return worker.ask(key.secret) == ["api_key_revoked"]
+    return is_dead(worker, key)
 
 
 def test_without_redis_every_process_notices_a_revocation_by_itself(url: str) -> None:
@@ -131,7 +142,7 @@ def test_without_redis_every_process_notices_a_revocation_by_itself(url: str) ->
             room.revoke(key)
 
             for worker in (first, second):
-                wait_until(lambda worker=worker: worker.ask(key.secret) == ["api_key_revoked"], what="the key is dead")
+                wait_until(partial(is_dead, worker, key), what="the key is dead")
             assert before == [kid, kid]
             assert first.ask(other.secret) == [other.api_key.kid]
 
@@ -145,7 +156,7 @@ def test_the_same_holds_on_sqlite(tmp_path: Path) -> None:
 
             room.revoke(key)
 
-            wait_until(lambda: worker.ask(key.secret) == ["api_key_revoked"], what="the key is dead")
+            wait_until(partial(is_dead, worker, key), what="the key is dead")
             assert before == [key.api_key.kid] * 3
 
 
@@ -165,7 +176,7 @@ def test_an_announcement_ends_a_key_in_every_process_long_before_its_memory_woul
             remembered = first.ask(key.secret)
 
             for worker in (first, second):
-                wait_until(lambda worker=worker: is_heard(worker, key, settings), what="the announcement is heard")
+                wait_until(partial(is_heard, worker, key, settings), what="the announcement is heard")
 
             assert before == [[key.api_key.kid, other.api_key.kid]] * 2
             assert remembered == [key.api_key.kid]
@@ -220,8 +231,10 @@ def test_many_requests_with_one_key_ask_the_database_once_and_all_get_its_answer
         key, unknown = room.make_key(), draw_api_key().secret
         with Worker(driver_url(url)) as worker:
             answers = worker.ask(*[key.secret] * 50, *[unknown] * 50)
+            (queries,) = worker.ask("queries")
 
         assert answers == [key.api_key.kid] * 50 + ["invalid_api_key"] * 50
+        assert int(queries) == 3  # the digest of either, and what the good key may do
         accounts = room.accounts
         (used,) = room.database.run(accounts.list_api_keys)
         assert used.last_used_at is not None

@@ -125,7 +125,7 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(database: Database) 
 
 
 def test_commands_say_what_to_do_about_an_empty_a_stale_and_a_foreign_schema(database: Database) -> None:
-    with pytest.raises(OperatorError, match="manage.py db upgrade"):
+    with pytest.raises(OperatorError, match=r"manage\.py db upgrade"):
         require_current_schema(database)
 
     run_migrations(database.engine, "upgrade", "head")

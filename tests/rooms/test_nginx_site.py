@@ -19,14 +19,14 @@ import pytest
 
 from secure_llm_proxy.foundation.errors import ErrorCode
 from tests.support.certificates import Certificate
-from tests.support.nginx import TEMPLATES, PrivateNginx, check_configuration, render_site, write_configuration
+from tests.support.nginx import TEMPLATES, Flood, PrivateNginx, check_configuration, render, write_configuration
 from tests.support.programs import wait_until
 
 PATIENCE_S = 30.0
 FILLED = dict.fromkeys(
     (
         "SERVER_NAMES", "PUBLIC_URL", "LISTEN", "LISTEN_PLAIN", "CERTIFICATE", "CERTIFICATE_KEY", "SOCKET",
-        "ACCESS_LOG", "ERROR_LOG",
+        "ACCESS_LOG", "ERROR_LOG", "REQUESTS_PER_SECOND", "REQUESTS_BURST",
     ),
     "x",
 )  # fmt: skip
@@ -39,6 +39,8 @@ class Upstream(ThreadingUnixStreamServer):
 
     def __init__(self, path: Path) -> None:
         self.may_finish = threading.Event()
+        self.asked = threading.Event()
+        self.left = threading.Event()
         super().__init__(str(path), Echo)
 
 
@@ -56,10 +58,24 @@ class Echo(BaseHTTPRequestHandler):
             self._chunk(b"data: second\n\n")
             self._chunk(b"")
             return
+        if self.path == "/v1/never":
+            self._wait_for_the_end()
+            return
         self._answer(200, json.dumps([self.path, self.headers.items()]).encode())
+
+    def _wait_for_the_end(self) -> None:
+        server = cast("Upstream", self.server)
+        server.asked.set()
+        self.connection.settimeout(PATIENCE_S)
+        if self.connection.recv(1) == b"":
+            server.left.set()
+        self.close_connection = True
 
     def do_POST(self) -> None:
         size = len(self.rfile.read(int(self.headers.get("Content-Length", "0"))))
+        if self.path == "/v1/never":
+            self._wait_for_the_end()
+            return
         self._answer(418, b'{"its":"own","bytes":%d}' % size)
 
     def address_string(self) -> str:
@@ -225,23 +241,33 @@ def test_an_absent_worker_is_a_502_in_shape_with_a_time_to_retry(certificate: Ce
 def test_a_flood_is_a_429_in_shape_with_a_time_to_retry(
     upstream: Upstream, certificate: Certificate, short_folder: Path
 ) -> None:
-    with PrivateNginx(short_folder / "flooded", certificate, socket=Path(str(upstream.server_address))) as flooded:
-        connection = http.client.HTTPSConnection(
-            "localhost", flooded.port, timeout=PATIENCE_S, context=context_of(flooded)
-        )
-        answers = []
-        for _ in range(20_000):
-            connection.request("GET", "/nothing")
-            answer = connection.getresponse()
-            answers.append((answer.status, answer.getheader("Retry-After"), answer.read()))
-            if answer.status == 429:
-                break
-        connection.close()
+    socket_path = Path(str(upstream.server_address))
+    folder = short_folder / "flooded"
+    with PrivateNginx(folder, certificate, socket=socket_path, flood=Flood(requests_per_second=1, burst=3)) as flooded:
+        answers = [get(flooded, "/nothing") for _ in range(50)]
 
-    status, retry_after, body = answers[-1]
-    assert (status, retry_after) == (429, "1")
+    passed = [status for status, _, _ in answers if status == 200]
+    refused = [(headers, body) for status, headers, body in answers if status == 429]
+    assert len(passed) >= 4
+    assert len(passed) + len(refused) == 50
+    headers, body = refused[0]
+    assert headers["retry-after"] == "1"
     assert json.loads(body)["error"]["code"] == "rate_limit_exceeded"
-    assert len(answers) > 1000
+
+
+@pytest.mark.parametrize(("method", "body"), [("GET", None), ("POST", b"{}")])
+def test_a_client_that_leaves_is_seen_by_the_worker(
+    site: PrivateNginx, upstream: Upstream, method: str, body: bytes | None
+) -> None:
+    upstream.asked.clear()
+    upstream.left.clear()
+    connection = http.client.HTTPSConnection("localhost", site.port, timeout=PATIENCE_S, context=context_of(site))
+    connection.request(method, "/v1/never", body)
+    assert upstream.asked.wait(PATIENCE_S)
+
+    connection.close()
+
+    assert upstream.left.wait(PATIENCE_S)
 
 
 def test_the_products_own_answers_pass_untouched(site: PrivateNginx) -> None:
@@ -334,8 +360,8 @@ def test_the_access_log_names_both_ids_and_neither_queries_nor_health_checks(sit
 
 
 def test_the_site_is_rendered_for_the_nginx_that_will_read_it() -> None:
-    old = render_site(FILLED, version=(1, 22, 1))
-    new = render_site(FILLED, version=(1, 26, 3))
+    old = render("secure_llm_proxy.conf", FILLED, version=(1, 22, 1))
+    new = render("secure_llm_proxy.conf", FILLED, version=(1, 26, 3))
 
     assert "listen x ssl http2 default_server;" in old
     assert "    http2 on;\n" not in old
@@ -345,7 +371,9 @@ def test_the_site_is_rendered_for_the_nginx_that_will_read_it() -> None:
 
 
 def test_the_configuration_is_accepted_without_a_warning(certificate: Certificate, short_folder: Path) -> None:
-    main = write_configuration(short_folder / "checked", certificate, socket=short_folder / "s", port=1, plain_port=2)
+    main = write_configuration(
+        short_folder / "checked", certificate, socket=short_folder / "s", port=1, plain_port=2, flood=Flood()
+    )
 
     said = check_configuration(main)
 

@@ -19,7 +19,7 @@ from secure_llm_proxy.audit.appender import Appender, Disk, Entry
 from secure_llm_proxy.audit.format import RecordLine
 from secure_llm_proxy.audit.running_writer import listens
 from secure_llm_proxy.audit.seal import KeyEncryptionKey
-from secure_llm_proxy.foundation.identifiers import RecordId, new_record_id
+from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.settings import AuditSettings
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
@@ -46,20 +46,19 @@ def event(
     type_: AuditType = AuditType.REFUSED,
     *,
     body: bytes = b"the body",
-    identifier: RecordId | None = None,
     exchange: str = EXCHANGE,
     name: EventName | None = None,
     **clear: ClearValue,
 ) -> AuditEvent:
-    return AuditEvent(identifier or new_record_id(), type_, exchange, name, clear, body)
+    return AuditEvent(new_record_id(), type_, exchange, name, clear, body)
 
 
-def start_event(**clear: ClearValue) -> AuditEvent:
-    return event(AuditType.LLM_START, name=EventName.CHAT_REQUEST, **clear)
+def start_event() -> AuditEvent:
+    return event(AuditType.LLM_START, name=EventName.CHAT_REQUEST, mdl="demo")
 
 
-def end_event(start: AuditEvent, **clear: ClearValue) -> AuditEvent:
-    return event(AuditType.LLM_END, exchange=start.exchange_id, sid=start.id, st="complete", **clear)
+def end_event(start: AuditEvent) -> AuditEvent:
+    return event(AuditType.LLM_END, exchange=start.exchange_id, sid=start.id, st="complete")
 
 
 def entry(counter: int, *, kind: str = "llm.refused", body: bytes = b"body", **clear: ClearValue) -> Entry:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.support.certificates import make_certificate
-from tests.support.nginx import check_configuration, write_configuration
+from tests.support.nginx import Flood, check_configuration, write_configuration
 from tests.support.ports import free_port
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     certificate = make_certificate(folder)
     main_file = write_configuration(
-        folder, certificate, socket=folder / "web.sock", port=free_port(), plain_port=free_port()
+        folder, certificate, socket=folder / "web.sock", port=free_port(), plain_port=free_port(), flood=Flood()
     )
     print(check_configuration(main_file))
 

@@ -23,7 +23,6 @@ from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, 
 from secure_llm_proxy.foundation.identifiers import new_exchange_id
 from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
 from secure_llm_proxy.gateway import House
-from secure_llm_proxy.gateway.docket import Hold as AnyHold
 from secure_llm_proxy.routing import ModelDirectory
 from secure_llm_proxy.settings import AdmissionSettings, LimitSettings, Settings, ThrottlingSettings, UpstreamSettings
 from secure_llm_proxy.telemetry import ExchangeFacts, Metrics, render_metrics
@@ -41,7 +40,7 @@ from secure_llm_proxy.web.openai.views import make_openai_doors
 from secure_llm_proxy.web.operations.views import make_operations_doors
 
 KEY = "slp_live_0123456789abcdef_for_tests"
-ROOMY = RateClass(requests_per_minute=6000, burst=1000, concurrent=1000)
+ROOMY = RateClass(requests=6000, burst=1000, concurrent=1000)
 
 
 class ManualClock:
@@ -247,11 +246,19 @@ class WatchedThrottle:
             self.taken.append(exchange_id)
         return hold
 
-    def release(self, hold: AnyHold) -> None:
-        assert isinstance(hold, Hold)
+    def release(self, hold: Hold) -> None:
         self._effects.append("release")
         self.released.append(hold.exchange_id)
         self._throttle.release(hold)
+
+    def heartbeat(self) -> None:
+        self._throttle.heartbeat()
+
+    def trouble(self) -> str | None:
+        return self._throttle.trouble()
+
+    def close(self) -> None:
+        self._effects.append("close throttle")
 
 
 class WatchedRouting:

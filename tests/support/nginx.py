@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -33,7 +34,7 @@ http {{
     fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
-    include {templates}/http.conf;
+    include {directory}/http.conf;
     include {directory}/site.conf;
 }}
 """
@@ -49,8 +50,8 @@ def nginx_version() -> tuple[int, int, int]:
     return major, minor, patch
 
 
-def render_site(values: dict[str, str], *, version: tuple[int, int, int]) -> str:
-    """deploy/nginx/secure_llm_proxy.conf with its placeholders filled in. Raises KeyError for one that `values` lacks."""
+def render(template: str, values: dict[str, str], *, version: tuple[int, int, int]) -> str:
+    """A file of deploy/nginx with its placeholders filled in. Raises KeyError for one that `values` lacks."""
     directive = version >= _HTTP2_DIRECTIVE_SINCE
     everything = {
         **values,
@@ -58,7 +59,7 @@ def render_site(values: dict[str, str], *, version: tuple[int, int, int]) -> str
         "HTTP2": "http2 on;" if directive else "",
         "SNIPPETS": str(TEMPLATES),
     }
-    lines = (TEMPLATES / "secure_llm_proxy.conf").read_text("utf-8").splitlines(keepends=True)
+    lines = (TEMPLATES / template).read_text("utf-8").splitlines(keepends=True)
     return "".join(
         line
         if line.lstrip().startswith("#")
@@ -67,28 +68,39 @@ def render_site(values: dict[str, str], *, version: tuple[int, int, int]) -> str
     )
 
 
-def write_configuration(directory: Path, certificate: Certificate, *, socket: Path, port: int, plain_port: int) -> Path:
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """What nginx itself allows one address: requests per second, and how many at once before the rate counts."""
+
+    requests_per_second: int = 10_000
+    burst: int = 10_000
+
+
+def write_configuration(
+    directory: Path, certificate: Certificate, *, socket: Path, port: int, plain_port: int, flood: Flood
+) -> Path:
     """Everything that `nginx -c` needs, in `directory`; returns the main file. Serves localhost and 127.0.0.1."""
     directory.mkdir(parents=True, exist_ok=True)
-    site = render_site(
-        {
-            "SERVER_NAMES": "localhost 127.0.0.1",
-            "PUBLIC_URL": f"https://localhost:{port}",
-            "LISTEN": f"127.0.0.1:{port}",
-            "LISTEN_PLAIN": f"127.0.0.1:{plain_port}",
-            "CERTIFICATE": str(certificate.certificate),
-            "CERTIFICATE_KEY": str(certificate.key),
-            "SOCKET": str(socket),
-            "ACCESS_LOG": str(directory / "access.log"),
-            "ERROR_LOG": str(directory / "error.log"),
-        },
-        version=nginx_version(),
-    )
-    (directory / "site.conf").write_text(site, "utf-8")
+    values = {
+        "SERVER_NAMES": "localhost 127.0.0.1",
+        "PUBLIC_URL": f"https://localhost:{port}",
+        "LISTEN": f"127.0.0.1:{port}",
+        "LISTEN_PLAIN": f"127.0.0.1:{plain_port}",
+        "CERTIFICATE": str(certificate.certificate),
+        "CERTIFICATE_KEY": str(certificate.key),
+        "SOCKET": str(socket),
+        "ACCESS_LOG": str(directory / "access.log"),
+        "ERROR_LOG": str(directory / "error.log"),
+        "REQUESTS_PER_SECOND": str(flood.requests_per_second),
+        "REQUESTS_BURST": str(flood.burst),
+    }
+    version = nginx_version()
+    (directory / "http.conf").write_text(render("http.conf", values, version=version), "utf-8")
+    (directory / "site.conf").write_text(render("secure_llm_proxy.conf", values, version=version), "utf-8")
     main = directory / "nginx.conf"
     # Started by root, nginx's workers would be www-data, who may not enter the tests' folders.
     user = "user root root;" if os.geteuid() == 0 else ""
-    main.write_text(_MAIN.format(user=user, directory=directory, templates=TEMPLATES), "utf-8")
+    main.write_text(_MAIN.format(user=user, directory=directory), "utf-8")
     return main
 
 
@@ -106,10 +118,11 @@ def check_configuration(main: Path) -> str:
 class PrivateNginx:
     """nginx with the product's site in front of `socket`: `base_url` speaks TLS, `plain_url` redirects there."""
 
-    def __init__(self, directory: Path, certificate: Certificate, *, socket: Path) -> None:
+    def __init__(self, directory: Path, certificate: Certificate, *, socket: Path, flood: Flood | None = None) -> None:
         self.directory = directory
         self.certificate = certificate
         self.socket = socket
+        self.flood = flood or Flood()
         self.port = free_port()
         self.plain_port = free_port()
         self.base_url = f"https://localhost:{self.port}"
@@ -120,7 +133,12 @@ class PrivateNginx:
 
     def __enter__(self) -> Self:
         main = write_configuration(
-            self.directory, self.certificate, socket=self.socket, port=self.port, plain_port=self.plain_port
+            self.directory,
+            self.certificate,
+            socket=self.socket,
+            port=self.port,
+            plain_port=self.plain_port,
+            flood=self.flood,
         )
         check_configuration(main)
         command = [_nginx(), "-c", str(main), "-e", str(self.error_log), "-g", "daemon off;"]

@@ -301,6 +301,9 @@ class Provider:
     def _take_script(self, request: ReceivedRequest) -> Script:
         with self._lock:
             script = self._script
+            if request.method == "GET" and script is not None and script.times is not None:
+                # The list of models is asked whenever a worker's copy is old: a counted script is for requests.
+                return Script()
             if script is not None and script.times is not None:
                 self._script = replace(script, times=script.times - 1) if script.times > 1 else None
         if script is not None:

@@ -366,7 +366,7 @@ def test_leftovers_of_a_crash_while_a_segment_was_made_are_cleared(genesis: Gene
 
 def test_damage_inside_a_closed_segment_is_not_laundered_by_a_restart(tmp_path: Path) -> None:
     genesis = write_log(tmp_path)
-    last = sorted(genesis.directory.glob("0*.jsonl"))[-1]
+    last = max(genesis.directory.glob("0*.jsonl"))
     last.chmod(0o600)
     last.write_bytes(last.read_bytes().replace(b'"ty":"llm.refused"', b'"ty":"llm.Refused"'))
 
@@ -414,7 +414,7 @@ def test_the_clock_may_jump_without_harm_to_order_or_proof(genesis: Genesis) -> 
 
 def test_a_log_of_a_later_version_is_not_continued(tmp_path: Path) -> None:
     genesis = write_log(tmp_path)
-    last = sorted(genesis.directory.glob("0*.jsonl"))[-1]
+    last = max(genesis.directory.glob("0*.jsonl"))
     last.chmod(0o600)
     original = last.read_bytes()
 

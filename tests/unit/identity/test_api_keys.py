@@ -73,7 +73,7 @@ def test_no_other_text_is_taken_for_a_key(text: str) -> None:
         lambda secret: secret.replace("live", "test"),
         lambda secret: secret.replace("live", "adm"),
         lambda secret: "Bearer " + secret,
-        lambda secret: secret.replace("slp", "ѕlp"),
+        lambda secret: secret.replace("slp", "\u0455lp"),
     ],
 )
 def test_a_key_written_otherwise_is_refused_by_its_form(damage: object) -> None:

@@ -112,7 +112,10 @@ def test_a_hostile_sentence_of_a_library_stays_on_its_line(value: str) -> None:
 @pytest.mark.parametrize("form", [_TextLines, _JsonLines])
 @given(st.dictionaries(st.from_regex(r"[a-z]{3,8}_[a-z]{1,8}", fullmatch=True), st.text() | st.integers() | st.none(), max_size=5))
 def test_any_values_at_all_make_one_line(form: type[logging.Formatter], fields: dict[str, object]) -> None:
-    line = form().format(record_of("sentence", **fields))
+    record = record_of("sentence")
+    vars(record).update(fields)
+
+    line = form().format(record)
 
     assert separators(line) == []
     assert line.encode("utf-8")
