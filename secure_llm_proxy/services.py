@@ -137,7 +137,9 @@ def _upstream_settings(settings: Settings) -> UpstreamSettings:
     if upstream.api_url is not None:
         return upstream
     if settings.is_production or upstream.demo_url is None:
-        raise OperatorError("No provider is configured: set LLM_API_URL, or start with `manage.py serve` for the demo model.")
+        raise OperatorError(
+            "No provider is configured: set LLM_API_URL, or start with `manage.py serve` for the demo model."
+        )
     # The demo gets no key: LLM_API_KEY is meant for somebody else.
     return upstream.model_copy(update={"api_url": upstream.demo_url, "api_key": None, "models": ()})
 

@@ -197,10 +197,10 @@ class _Line:
 
     def enqueue(self, records: list[tuple[bytes, bytes]]) -> _Queued:
         """Queue all of them or none; returns the last. Raises `Unavailable` when too much is unacknowledged."""
-        size = sum(len(metadata) + len(body) + _FRAME_OVERHEAD_BYTES for metadata, body in records)
         if self._closed:
             raise _unavailable("the audit journal is closed")
-        if self._queued_bytes + size > self._cap_bytes:
+        if self._queued_bytes >= self._cap_bytes:
+            # Not counting this event: the biggest answer must fit, so one event may overshoot the cap.
             raise _unavailable(f"{self._queued_bytes} bytes of audit records are unacknowledged")
         now = time.monotonic()
         for metadata, body in records:

@@ -55,7 +55,9 @@ def doctor(context: CommandContext, *, as_json: bool) -> None:
     if as_json:
         show_json([{"what": c.what, "level": c.level.value, "found": c.found, "fix": c.fix} for c in checks])
     else:
-        show_table(("check", "state", "found", "fix"), [(c.what, c.level, c.found, c.fix or None) for c in checks], empty="")
+        show_table(
+            ("check", "state", "found", "fix"), [(c.what, c.level, c.found, c.fix or None) for c in checks], empty=""
+        )
     sys.exit(1 if any(check.level is Level.FAILED for check in checks) else 0)
 
 
@@ -99,10 +101,15 @@ def _python() -> Check:
 
 
 def _secrets(settings: Settings) -> Iterator[Check]:
-    for name, secret in (("SECRET_KEY", settings.secrets.secret_key), ("ENCRYPTION_KEY", settings.secrets.encryption_key)):
+    for name, secret in (
+        ("SECRET_KEY", settings.secrets.secret_key),
+        ("ENCRYPTION_KEY", settings.secrets.encryption_key),
+    ):
         weakness = weakness_of(secret.get_secret_value()) if secret is not None else "is missing"
         if weakness:
-            yield Check(name, Level.WARNING, weakness, "make one with: openssl rand -hex 32 (keys made with the old one die)")
+            yield Check(
+                name, Level.WARNING, weakness, "make one with: openssl rand -hex 32 (keys made with the old one die)"
+            )
         else:
             yield Check(name, Level.OK, "strong")
 
@@ -119,7 +126,9 @@ def _files(settings: Settings) -> Iterator[Check]:
         mode = stat.S_IMODE(path.stat().st_mode)
         forbidden = 0o077 if path.name != "app.db" else 0o007
         if mode & forbidden:
-            yield Check(f"file {path.name}", Level.FAILED, f"others may read it (mode {mode:04o})", f"chmod go-rwx {path}")
+            yield Check(
+                f"file {path.name}", Level.FAILED, f"others may read it (mode {mode:04o})", f"chmod go-rwx {path}"
+            )
         else:
             yield Check(f"file {path.name}", Level.OK, f"mode {mode:04o}")
     log = settings.telemetry.log_directory
@@ -146,7 +155,12 @@ def _redis(settings: Settings) -> Check:
     except redis.RedisError as error:
         return Check("redis", Level.FAILED, type(error).__name__, "start it, or correct REDIS_URL and REDIS_PASSWORD")
     if name != "noeviction":
-        return Check("redis", Level.WARNING, f"maxmemory-policy {name}", "set maxmemory-policy noeviction: eviction forgets limits")
+        return Check(
+            "redis",
+            Level.WARNING,
+            f"maxmemory-policy {name}",
+            "set maxmemory-policy noeviction: eviction forgets limits",
+        )
     return Check("redis", Level.OK, "answers, noeviction")
 
 
@@ -167,7 +181,9 @@ def _audit_writer(settings: Settings) -> Check:
     except SettingsError as error:
         return Check("audit writer", Level.WARNING, "AUDIT_KEK can't be read here", str(error.mistakes[0]))
     if not settings.audit.socket.exists():
-        return Check("audit writer", Level.WARNING, "not running", "start it: manage.py serve, or secure-llm-audit.service")
+        return Check(
+            "audit writer", Level.WARNING, "not running", "start it: manage.py serve, or secure-llm-audit.service"
+        )
     return Check("audit writer", Level.OK, "socket is there")
 
 
@@ -201,5 +217,7 @@ def _server(settings: Settings) -> Check:
     except OSError:
         return Check("server", Level.WARNING, "not running", "start it: manage.py serve, or secure_llm_proxy.service")
     if status != 200:  # noqa: PLR2004
-        return Check("server", Level.FAILED, f"not ready: {told.get('dependencies')}", "see the checks above and the log")
+        return Check(
+            "server", Level.FAILED, f"not ready: {told.get('dependencies')}", "see the checks above and the log"
+        )
     return Check("server", Level.OK, "ready")

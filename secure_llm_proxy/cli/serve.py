@@ -163,7 +163,13 @@ def _say_how_to_ask(settings: Settings, key: str | None) -> None:
         f'    client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}])',
         "",
         f"Health: {address}/health",
-        *([] if key else ["The API key was shown at the first start; make another: .venv/bin/python manage.py create-api-key --user admin --name NAME"]),
+        *(
+            []
+            if key
+            else [
+                "The API key was shown at the first start; make another: .venv/bin/python manage.py create-api-key --user admin --name NAME"
+            ]
+        ),
         "Stop with Ctrl-C.",
     ]
     click.echo("\n".join(lines))

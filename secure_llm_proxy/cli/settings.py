@@ -66,7 +66,9 @@ def configuration_page() -> str:
             production = as_text(setting.production) if setting.production != setting.default else "same"
             names = f"`{setting.name}`" + "".join(f"<br>`{other}`" for other in setting.synonyms)
             secret = " (secret)" if setting.secret else ""
-            lines.append(f"| {names} | {_cell(setting.shown_default)} | {_cell(production)} | {setting.description}{secret} |")
+            lines.append(
+                f"| {names} | {_cell(setting.shown_default)} | {_cell(production)} | {setting.description}{secret} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -87,7 +89,7 @@ def _differences(setting: Setting) -> list[str]:
 
 def _cell(text: str) -> str:
     if not text:
-        return "–"
+        return "–"  # noqa: RUF001  a table cell without a value
     return text if " " in text or text == "same" else f"`{text}`"
 
 

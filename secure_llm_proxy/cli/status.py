@@ -40,7 +40,7 @@ def show_status(context: CommandContext, *, as_json: bool) -> None:
     if as_json:
         show_json(told)
     else:
-        show_table(("part", "state"), [(name, value) for name, value in told.items()], empty="")
+        show_table(("part", "state"), list(told.items()), empty="")
 
 
 @click.command(name="show-events")
@@ -58,7 +58,14 @@ def show_events(context: CommandContext, limit: int, wanted: str | None, *, as_j
     if as_json:
         show_json(
             [
-                {"time": record.t, "event": record.event, "type": record.type, "id": record.id, "exchange": record.exchange_id, **record.clear}
+                {
+                    "time": record.t,
+                    "event": record.event,
+                    "type": record.type,
+                    "id": record.id,
+                    "exchange": record.exchange_id,
+                    **record.clear,
+                }
                 for record in found
             ]
         )

@@ -16,7 +16,7 @@ import orjson
 
 from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest
 
-JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 JsonObject: TypeAlias = "dict[str, JsonValue]"
 
 MAX_DEPTH = 64
@@ -33,7 +33,8 @@ def loads_object(body: bytes, *, max_depth: int = MAX_DEPTH) -> JsonObject:
 
 def loads(body: bytes, *, max_depth: int = MAX_DEPTH) -> JsonValue:
     """Parse UTF-8 JSON strictly: no byte order mark, no duplicate keys, no NaN or infinity, no lone surrogates,
-    integers within 64 bits, at most `max_depth` levels of arrays and objects."""
+    integers within 64 bits, at most `max_depth` levels of arrays and objects.
+    """
     if not body.strip(b" \t\r\n"):
         raise InvalidRequest("The request body is empty; send a JSON object.", code=ErrorCode.EMPTY_BODY)
     try:
@@ -43,14 +44,17 @@ def loads(body: bytes, *, max_depth: int = MAX_DEPTH) -> JsonValue:
             f"The request body is not valid UTF-8 (byte {error.start}).", code=ErrorCode.INVALID_ENCODING
         ) from None
     if text.startswith("\ufeff"):
-        raise InvalidRequest("The request body starts with a byte order mark; leave it out.", code=ErrorCode.INVALID_ENCODING)
+        raise InvalidRequest(
+            "The request body starts with a byte order mark; leave it out.", code=ErrorCode.INVALID_ENCODING
+        )
     try:
         value: JsonValue = _DECODER.decode(text)
     except RecursionError:
         raise _too_deep(max_depth) from None
     except json.JSONDecodeError as error:
         raise InvalidRequest(
-            f"The request body is not valid JSON (line {error.lineno}, column {error.colno}).", code=ErrorCode.INVALID_JSON
+            f"The request body is not valid JSON (line {error.lineno}, column {error.colno}).",
+            code=ErrorCode.INVALID_JSON,
         ) from None
     except ValueError:
         # int() refuses more than 4,300 digits (CVE-2020-10735)

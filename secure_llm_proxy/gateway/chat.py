@@ -77,5 +77,3 @@ def _forward_stream(house: House, docket: Docket, payload: bytes) -> RelayedStre
         raise
     docket.first_event_s = docket.upstream_s = time.monotonic() - started
     return RelayedStream(house, docket, stream, started)
-
-

@@ -27,6 +27,7 @@ from secure_llm_proxy.vocabulary.events import AuditType, EndStatus, EventName
 
 log = logging.getLogger(__name__)
 
+_SERVER_ERROR = 500
 _EVENT_OF_CODE = {
     ErrorCode.ADDRESS_BLOCKED: EventName.BLOCKED_IP,
     ErrorCode.AGENT_BLOCKED: EventName.SECURITY_EVENT,
@@ -56,7 +57,9 @@ def close_failed(house: House, docket: Docket, error: Exception) -> ProxyError:
     told = as_proxy_error(error)
     if docket.closed:
         return told
-    event = _EVENT_OF_CODE.get(told.code, EventName.INVALID_REQUEST if told.status < 500 else EventName.CHAT_REQUEST)
+    event = _EVENT_OF_CODE.get(
+        told.code, EventName.INVALID_REQUEST if told.status < _SERVER_ERROR else EventName.CHAT_REQUEST
+    )
     try:
         if docket.started_record is None:
             _record_refusal(house, docket, told, event)
@@ -73,7 +76,7 @@ def close_failed(house: House, docket: Docket, error: Exception) -> ProxyError:
     except Exception as failure:  # noqa: BLE001  the slot must come back whatever the journal does
         # A refusal lets nothing through, so it stands even when its record is late; an outcome is withheld.
         unrecorded = as_proxy_error(failure)
-        log.error("record not durable", extra={"request_id": docket.inbound.exchange_id, "code": unrecorded.code})
+        log.error("record not durable", extra={"request_id": docket.inbound.exchange_id, "code": unrecorded.code})  # noqa: TRY400  the code says it all
         if docket.started_record is not None:
             told = unrecorded
     finally:
@@ -88,10 +91,16 @@ def close_interrupted(house: House, docket: Docket, body: bytes = b"{}") -> None
     if docket.started_record is not None:
         try:
             record_end(
-                house, docket, EndStatus.INTERNAL_ERROR, status=503, code=ErrorCode.INTERNAL_ERROR, body=body, wait=False
+                house,
+                docket,
+                EndStatus.INTERNAL_ERROR,
+                status=503,
+                code=ErrorCode.INTERNAL_ERROR,
+                body=body,
+                wait=False,
             )
         except ProxyError:
-            log.error("record not queued", extra={"request_id": docket.inbound.exchange_id})
+            log.error("record not queued", extra={"request_id": docket.inbound.exchange_id})  # noqa: TRY400  the code says it all
     finish(house, docket, status=503, code=ErrorCode.INTERNAL_ERROR, event=EventName.CHAT_REQUEST)
 
 

@@ -29,7 +29,9 @@ def list_models(house: House, inbound: Inbound, wanted: str | None = None) -> Re
         models = tuple(model for model in listed if caller.models is None or model in caller.models)
         if wanted is not None:
             if wanted not in models:
-                raise NotFound("The requested model does not exist.", code=ErrorCode.MODEL_NOT_FOUND, param="model")
+                raise NotFound(  # noqa: TRY301  a refusal like every step's
+                    "The requested model does not exist.", code=ErrorCode.MODEL_NOT_FOUND, param="model"
+                )
             models = (wanted,)
         closing.finish(house, docket, status=200, code=None, event=EventName.MODELS_REQUEST)
         return reply_to(docket, models)

@@ -16,7 +16,6 @@ from secure_llm_proxy.vocabulary.caller import Caller, RateClass
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Route
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 
-
 _AGENT_KEPT = 1024
 
 

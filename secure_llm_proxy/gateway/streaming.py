@@ -113,9 +113,7 @@ class RelayedStream:
             closing.record_end(house, docket, end, status=status, code=code, body=body, wait=waits)
         except Exception as failure:
             unrecorded = closing.as_proxy_error(failure)
-            closing.finish(
-                house, docket, status=unrecorded.status, code=unrecorded.code, event=EventName.CHAT_REQUEST
-            )
+            closing.finish(house, docket, status=unrecorded.status, code=unrecorded.code, event=EventName.CHAT_REQUEST)
             raise unrecorded from failure
         closing.finish(
             house,
@@ -137,5 +135,3 @@ def _carries_more_than_text(event: StreamEvent) -> bool:
         if isinstance(delta, dict) and any(value for name, value in delta.items() if name not in {"role", "content"}):
             return True
     return False
-
-

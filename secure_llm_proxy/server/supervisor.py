@@ -47,7 +47,10 @@ class Child:
     def start(self) -> None:
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(  # noqa: S603  the command is ours, from start to end
-            self.command, env=self.environment, start_new_session=True, preexec_fn=_die_with_parent
+            self.command,
+            env=self.environment,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  one thread only
         )
 
     def exit_code(self) -> int | None:
@@ -116,7 +119,9 @@ class Supervisor:
                 Child(
                     name="demo upstream",
                     command=[python, "-m", "secure_llm_proxy.demo", "--port", str(port)],
-                    environment={name: everything[name] for name in ("PATH", "LANG", "HOME", "PYTHONPATH") if name in everything},
+                    environment={
+                        name: everything[name] for name in ("PATH", "LANG", "HOME", "PYTHONPATH") if name in everything
+                    },
                     stop_s=5,
                     is_up=lambda: _listens(("127.0.0.1", port)),
                 )
@@ -137,7 +142,9 @@ class Supervisor:
         while not self._stopping and not child.is_up():
             code = child.exit_code()
             if code is not None:
-                raise OperatorError(f"The {child.name} did not start: {_HOPELESS.get(code, f'it ended with code {code}')}.")
+                raise OperatorError(
+                    f"The {child.name} did not start: {_HOPELESS.get(code, f'it ended with code {code}')}."
+                )
             if time.monotonic() > deadline:
                 raise OperatorError(f"The {child.name} did not start within {_READY_S:.0f} s; see its log.")
             time.sleep(0.02)
@@ -181,7 +188,9 @@ def require_free_address(settings: Settings) -> None:
         try:
             probe.bind(address)
         except PermissionError:
-            raise OperatorError(f"Port {address[1]} needs privileges; choose one above 1023 with --port or PORT.") from None
+            raise OperatorError(
+                f"Port {address[1]} needs privileges; choose one above 1023 with --port or PORT."
+            ) from None
         except OSError as error:
             raise OperatorError(
                 f"Port {address[1]} on {address[0]} is taken ({error.strerror}); choose another with --port or PORT."

@@ -22,14 +22,13 @@ _REASONS = {
     500: "Internal Server Error",
     501: "Not Implemented",
 }
-_BODY = (
-    '{"error":{"message":"%s","type":"%s","param":null,"code":"%s"}}'  # no client text goes in: nothing to escape
-)
+_BODY = '{"error":{"message":"%s","type":"%s","param":null,"code":"%s"}}'  # no client text goes in: nothing to escape
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
     """Refusals of gunicorn's own parser in the one error shape, and an orderly stop that does not wait for idle
-    keep-alive connections. A request that its parser refuses never reaches the route: it stands in the worker's log."""
+    keep-alive connections. A request that its parser refuses never reaches the route: it stands in the worker's log.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -33,11 +33,23 @@ NOT_YET: dict[str, str] = {
     "CACHE_TTL_SECONDS": "there is no response cache yet",
     "ENABLE_REQUEST_LOGGING": "requests are always recorded in the audit log",
 }
+_NEAR_FROM, _TWO_EDITS_FROM = 6, 12
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # Read by our parts but not settings of ours, so they may stand in `.env` too.
-_FOREIGN = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR", "TZ", "PYTHONUNBUFFERED", "PROMETHEUS_MULTIPROC_DIR", "NO_COLOR"})
+_FOREIGN = frozenset(
+    {"SSL_CERT_FILE", "SSL_CERT_DIR", "TZ", "PYTHONUNBUFFERED", "PROMETHEUS_MULTIPROC_DIR", "NO_COLOR"}
+)
 # Two spellings of one value contradict nothing.
-_SWITCHES = {"true": "true", "1": "true", "yes": "true", "on": "true", "false": "false", "0": "false", "no": "false", "off": "false"}
+_SWITCHES = {
+    "true": "true",
+    "1": "true",
+    "yes": "true",
+    "on": "true",
+    "false": "false",
+    "0": "false",
+    "no": "false",
+    "off": "false",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | 
     """
     values, mistakes = _collect(environ, env_file)
     settings = _build(values, mistakes)
-    mistakes += _contradictions(settings, values)
+    mistakes += _contradictions(settings)
     if mistakes:
         raise SettingsError(mistakes)
     return settings.model_copy(update={"audit": settings.audit.model_copy(update={"kek": None})})
@@ -108,12 +120,14 @@ def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> tuple[
     if len(in_file) < len(given):
         # Not quoted: it may be the second line of a secret.
         mistakes.append(Mistake(str(path), "holds a line that is no NAME=value"))
-    for name in in_file:
-        if name not in by_name and name not in _FOREIGN:
-            mistakes.append(_unknown(name, by_name, f"in {path}"))
-    for name in environ:
-        if name not in by_name and name not in in_file and (name in NOT_YET or _near_miss(name, by_name)):
-            mistakes.append(_unknown(name, by_name, "in the environment"))
+    mistakes += [
+        _unknown(name, by_name, f"in {path}") for name in in_file if name not in by_name and name not in _FOREIGN
+    ]
+    mistakes += [
+        _unknown(name, by_name, "in the environment")
+        for name in environ
+        if name not in by_name and name not in in_file and (name in NOT_YET or _near_miss(name, by_name))
+    ]
     for source in (in_file, _credentials(environ, by_name), environ):
         seen_here: dict[str, tuple[str, str]] = {}
         for name, setting in by_name.items():
@@ -148,14 +162,16 @@ def _unknown(name: str, by_name: Mapping[str, Setting], where: str) -> Mistake:
     if name in NOT_YET:
         return Mistake(name, f"has no effect in this release, so it is refused {where}: {NOT_YET[name]}")
     near = _near_miss(name, by_name)
-    return Mistake(name, f"is not a setting ({where})" + (f"; did you mean {near}?" if near else "; see docs/configuration.md"))
+    return Mistake(
+        name, f"is not a setting ({where})" + (f"; did you mean {near}?" if near else "; see docs/configuration.md")
+    )
 
 
 def _near_miss(name: str, by_name: Mapping[str, Setting]) -> str | None:
     """A known name within one edit (two from 12 characters on). Short names are left alone: HOST is not POST."""
-    if len(name) < 6 or not name.isupper():
+    if len(name) < _NEAR_FROM or not name.isupper():
         return None
-    allowed = 2 if len(name) >= 12 else 1
+    allowed = 2 if len(name) >= _TWO_EDITS_FROM else 1
     best = min(by_name, key=lambda known: _edits(name, known, allowed))
     return best if _edits(name, best, allowed) <= allowed else None
 
@@ -215,7 +231,7 @@ def _split(section: type[Section], field: str, value: str) -> object:
     annotation = section.model_fields[field].annotation
     if get_origin(annotation) is tuple and get_args(annotation)[0] is str:
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    if annotation in (bool,):
+    if annotation is bool:
         return value.lower()
     return value
 
@@ -225,7 +241,9 @@ def _with_derived_defaults(settings: Settings, values: Mapping[str, str]) -> Set
     instance = settings.server.instance_directory.absolute()
     audit: dict[str, object] = {
         "directory": (settings.audit.directory if "AUDIT_DIR" in values else instance / "audit").absolute(),
-        "keys_directory": (settings.audit.keys_directory if "AUDIT_KEYS_DIR" in values else instance / "audit-keys").absolute(),
+        "keys_directory": (
+            settings.audit.keys_directory if "AUDIT_KEYS_DIR" in values else instance / "audit-keys"
+        ).absolute(),
         "socket": (settings.audit.socket if "AUDIT_SOCKET" in values else instance / "run" / "audit.sock").absolute(),
     }
     url = values.get("DATABASE_URL") or f"sqlite:///{instance / 'app.db'}"
@@ -250,18 +268,32 @@ def _updated(section: TelemetrySettings, changes: dict[str, object]) -> Telemetr
     return section.model_copy(update=changes)
 
 
-def _contradictions(settings: Settings, values: Mapping[str, str]) -> list[Mistake]:
+def _contradictions(settings: Settings) -> list[Mistake]:
     found: list[Mistake] = []
     server: ServerSettings = settings.server
     database = settings.database.url.get_secret_value()
     if not database.startswith(("sqlite:", "postgresql+psycopg2:")):
-        found.append(Mistake("DATABASE_URL", "names neither PostgreSQL nor SQLite; use postgresql://user:password@host/name"))
+        found.append(
+            Mistake("DATABASE_URL", "names neither PostgreSQL nor SQLite; use postgresql://user:password@host/name")
+        )
     if server.workers > 1:
         if settings.redis.url is None:
-            found.append(Mistake("REDIS_URL", f"is missing, and {server.workers} workers can't share limits without Redis; set it or WORKERS=1"))
+            found.append(
+                Mistake(
+                    "REDIS_URL",
+                    f"is missing, and {server.workers} workers can't share limits without Redis; set it or WORKERS=1",
+                )
+            )
         if database.startswith("sqlite:"):
-            found.append(Mistake("DATABASE_URL", f"is SQLite, which serves one worker; set PostgreSQL or WORKERS=1 (now {server.workers})"))
-    if settings.redis.url is not None and not settings.redis.url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            found.append(
+                Mistake(
+                    "DATABASE_URL",
+                    f"is SQLite, which serves one worker; set PostgreSQL or WORKERS=1 (now {server.workers})",
+                )
+            )
+    if settings.redis.url is not None and not settings.redis.url.get_secret_value().startswith(
+        ("redis://", "rediss://", "unix://")
+    ):
         found.append(Mistake("REDIS_URL", "must start with redis://, rediss:// or unix://"))
     if server.bind is not None and not server.bind.startswith("unix:/"):
         found.append(Mistake("BIND", "must be unix:/absolute/path; for TCP use HOST and PORT"))
@@ -270,7 +302,10 @@ def _contradictions(settings: Settings, values: Mapping[str, str]) -> list[Mista
         found.append(Mistake("LLM_API_URL", "must start with https:// or http://"))
     if settings.throttling.rate_window_s is not None and settings.throttling.rate_requests is None:
         found.append(Mistake("RATE_LIMIT_WINDOW", "is set without RATE_LIMIT_REQUESTS"))
-    for name, secret in (("SECRET_KEY", settings.secrets.secret_key), ("ENCRYPTION_KEY", settings.secrets.encryption_key)):
+    for name, secret in (
+        ("SECRET_KEY", settings.secrets.secret_key),
+        ("ENCRYPTION_KEY", settings.secrets.encryption_key),
+    ):
         if secret is None:
             found.append(Mistake(name, "is missing; make one with: openssl rand -hex 32"))
         elif settings.is_production and (weakness := weakness_of(secret.get_secret_value())):

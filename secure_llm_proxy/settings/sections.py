@@ -21,7 +21,9 @@ class ServerSettings(Section):
     """Where the server listens and how many workers it has."""
 
     profile: Literal["embedded", "production"] = setting(
-        "FLASK_ENV", "embedded", "The profile: `production` is strict; unset, `development` and `testing` are `embedded`."
+        "FLASK_ENV",
+        "embedded",
+        "The profile: `production` is strict; unset, `development` and `testing` are `embedded`.",
     )
     instance_directory: Path = setting(
         "INSTANCE_DIR", Path("instance"), "Where the embedded mode keeps its data: database, audit log, sockets, logs."
@@ -40,11 +42,17 @@ class ServerSettings(Section):
     )
     worker_connections: int = setting("WORKER_CONNECTIONS", 1000, "Connections one worker holds open at once.", ge=1)
     graceful_timeout_s: int = setting(
-        "GRACEFUL_TIMEOUT_S", 30, "Seconds that running requests have to end when the server stops.", synonyms=("SHUTDOWN_TIMEOUT",), ge=1
+        "GRACEFUL_TIMEOUT_S",
+        30,
+        "Seconds that running requests have to end when the server stops.",
+        synonyms=("SHUTDOWN_TIMEOUT",),
+        ge=1,
     )
     keepalive_s: int = setting("KEEPALIVE_S", 75, "Seconds an idle client connection is kept.", ge=0)
     max_requests: int = setting("MAX_REQUESTS", 0, "Requests after which a worker is replaced; 0 is never.", ge=0)
-    debug: bool = setting("DEBUG", False, "Refused in production; elsewhere it only raises the log level.", synonyms=("FLASK_DEBUG",))
+    debug: bool = setting(
+        "DEBUG", False, "Refused in production; elsewhere it only raises the log level.", synonyms=("FLASK_DEBUG",)
+    )
 
 
 class SecretSettings(Section):
@@ -54,7 +62,10 @@ class SecretSettings(Section):
         "SECRET_KEY", None, "Key pepper and session keys are derived from it. At least 32 characters.", secret=True
     )
     encryption_key: SecretStr | None = setting(
-        "ENCRYPTION_KEY", None, "For sealed database columns, of which this release has none yet. At least 32 characters.", secret=True
+        "ENCRYPTION_KEY",
+        None,
+        "For sealed database columns, of which this release has none yet. At least 32 characters.",
+        secret=True,
     )
     jwt_secret: SecretStr | None = setting("JWT_SECRET", None, "Accepted from the origin, unused.", secret=True)
 
@@ -103,7 +114,9 @@ class LimitSettings(Section):
         "MAX_REQUEST_SIZE", 8 * _MIB, "Largest request body, bytes.", synonyms=("MAX_CONTENT_LENGTH",), ge=1
     )
     body_timeout_s: float = setting("BODY_TIMEOUT_S", 30.0, "Seconds a client may take to send its body.", gt=0)
-    prompt_characters_max: int = setting("MAX_PROMPT_LENGTH", 10_000, "Longest `prompt` of POST /chat, characters.", ge=1)
+    prompt_characters_max: int = setting(
+        "MAX_PROMPT_LENGTH", 10_000, "Longest `prompt` of POST /chat, characters.", ge=1
+    )
     messages_max: int = setting("MAX_MESSAGES", 512, "Most messages in one request.", ge=1)
     server_names: tuple[str, ...] = setting(
         "SERVER_NAMES", (), "Host names that requests may name (comma list, `*.` globs); empty: any. Others get 421."
@@ -114,21 +127,29 @@ class UpstreamSettings(Section):
     """The provider behind the door and the patience with it."""
 
     api_url: str | None = setting(
-        "LLM_API_URL", None, "Base URL of an OpenAI-compatible provider, e.g. https://api.openai.com/v1. Unset outside production: the demo model."
+        "LLM_API_URL",
+        None,
+        "Base URL of an OpenAI-compatible provider, e.g. https://api.openai.com/v1. Unset outside production: the demo model.",
     )
     demo_url: str | None = setting(
-        "DEMO_UPSTREAM_URL", None, "Where the demo model listens; set by `manage.py serve` for its workers, ignored with LLM_API_URL."
+        "DEMO_UPSTREAM_URL",
+        None,
+        "Where the demo model listens; set by `manage.py serve` for its workers, ignored with LLM_API_URL.",
     )
     api_key: SecretStr | None = setting("LLM_API_KEY", None, "The provider's key, sent as Bearer.", secret=True)
     models: tuple[str, ...] = setting(
         "LLM_MODELS", (), "Models on offer (comma list). Empty: the provider's own list, asked every MODELS_CACHE_S."
     )
-    default_model: str | None = setting("DEFAULT_MODEL", None, "Model of requests that name none; unset: the first listed.")
+    default_model: str | None = setting(
+        "DEFAULT_MODEL", None, "Model of requests that name none; unset: the first listed."
+    )
     models_cache_s: float = setting("MODELS_CACHE_S", 300.0, "Seconds that the provider's model list is kept.", gt=0)
     ssl_verify: bool = setting("SSL_VERIFY", True, "Verify the provider's certificate. False is refused in production.")
     ca_file: Path | None = setting("LLM_CA_FILE", None, "Own certificate authorities for the provider (PEM).")
     connect_timeout_s: float = setting("UPSTREAM_CONNECT_TIMEOUT_S", 5.0, "Seconds to connect, TLS included.", gt=0)
-    first_byte_timeout_s: float = setting("UPSTREAM_FIRST_BYTE_TIMEOUT_S", 60.0, "Seconds until the answer begins.", gt=0)
+    first_byte_timeout_s: float = setting(
+        "UPSTREAM_FIRST_BYTE_TIMEOUT_S", 60.0, "Seconds until the answer begins.", gt=0
+    )
     idle_timeout_s: float = setting("UPSTREAM_IDLE_TIMEOUT_S", 60.0, "Seconds between two bytes of the answer.", gt=0)
     total_timeout_s: float = setting("UPSTREAM_TOTAL_TIMEOUT_S", 600.0, "Seconds for the whole answer.", gt=0)
     answer_bytes_max: int = setting("MAX_RESPONSE_SIZE", 16 * _MIB, "Largest answer, bytes.", ge=1024)
@@ -146,7 +167,9 @@ class AdmissionSettings(Section):
         production=("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "127.0.0.0/8", "::1/128"),
     )
     blocked_addresses: tuple[str, ...] = setting("BLOCKED_IPS", (), "Networks that may not, whatever ALLOWED_IPS says.")
-    allowed_agents: tuple[str, ...] = setting("ALLOWED_USER_AGENTS", (), "Globs of product tokens that may ask; empty: all.")
+    allowed_agents: tuple[str, ...] = setting(
+        "ALLOWED_USER_AGENTS", (), "Globs of product tokens that may ask; empty: all."
+    )
     blocked_agents: tuple[str, ...] = setting(
         "BLOCKED_USER_AGENTS",
         (),
@@ -154,14 +177,18 @@ class AdmissionSettings(Section):
         production=("curl", "wget", "python-requests", "bot", "spider"),
     )
     trusted_proxies: tuple[str, ...] = setting(
-        "TRUSTED_PROXIES", (), "Networks of proxies whose X-Forwarded-For is believed, read from the right. A unix peer always is."
+        "TRUSTED_PROXIES",
+        (),
+        "Networks of proxies whose X-Forwarded-For is believed, read from the right. A unix peer always is.",
     )
 
 
 class IdentitySettings(Section):
     """Users, passwords and API keys."""
 
-    api_key_header: str = setting("API_KEY_HEADER", "X-API-Key", "Header that carries an API key, beside Authorization.")
+    api_key_header: str = setting(
+        "API_KEY_HEADER", "X-API-Key", "Header that carries an API key, beside Authorization."
+    )
     authentication_required: bool = setting(
         "AUTHENTICATION_REQUIRED",
         True,
@@ -171,18 +198,30 @@ class IdentitySettings(Section):
     password_length_min: int = setting(
         "PASSWORD_MIN_LENGTH", 15, "Shortest password; 12 suffices once a second factor is enrolled.", ge=8, le=128
     )
-    password_require_uppercase: bool = setting("PASSWORD_REQUIRE_UPPERCASE", False, "Origin's rule; NIST 800-63B advises against it.")
-    password_require_lowercase: bool = setting("PASSWORD_REQUIRE_LOWERCASE", False, "Origin's rule; NIST 800-63B advises against it.")
-    password_require_digits: bool = setting("PASSWORD_REQUIRE_NUMBERS", False, "Origin's rule; NIST 800-63B advises against it.")
-    password_require_special: bool = setting("PASSWORD_REQUIRE_SPECIAL", False, "Origin's rule; NIST 800-63B advises against it.")
-    key_days_default: int = setting("API_KEY_EXPIRY_DAYS", 90, "Days a new API key lives unless told otherwise.", ge=1, le=365)
+    password_require_uppercase: bool = setting(
+        "PASSWORD_REQUIRE_UPPERCASE", False, "Origin's rule; NIST 800-63B advises against it."
+    )
+    password_require_lowercase: bool = setting(
+        "PASSWORD_REQUIRE_LOWERCASE", False, "Origin's rule; NIST 800-63B advises against it."
+    )
+    password_require_digits: bool = setting(
+        "PASSWORD_REQUIRE_NUMBERS", False, "Origin's rule; NIST 800-63B advises against it."
+    )
+    password_require_special: bool = setting(
+        "PASSWORD_REQUIRE_SPECIAL", False, "Origin's rule; NIST 800-63B advises against it."
+    )
+    key_days_default: int = setting(
+        "API_KEY_EXPIRY_DAYS", 90, "Days a new API key lives unless told otherwise.", ge=1, le=365
+    )
     key_days_max: int = setting("API_KEY_EXPIRY_DAYS_MAX", 365, "Longest life of an API key, days.", ge=1, le=365)
     keys_per_user_max: int = setting("MAX_API_KEYS_PER_USER", 5, "Active API keys one user may have.", ge=1)
     cache_s: float = setting("API_KEY_CACHE_S", 5.0, "Seconds a worker may go on believing a verified key.", gt=0, le=5)
     cache_stale_s: float = setting(
         "API_KEY_CACHE_STALE_S", 60.0, "Seconds a verified key stays good while the database is away.", ge=0, le=300
     )
-    last_used_flush_s: float = setting("API_KEY_LAST_USED_S", 30.0, "Seconds between writes of `last_used`.", gt=0, le=60)
+    last_used_flush_s: float = setting(
+        "API_KEY_LAST_USED_S", 30.0, "Seconds between writes of `last_used`.", gt=0, le=60
+    )
     setup_token_s: int = setting("SETUP_TOKEN_S", 3600, "Seconds a one-time setup token is good.", ge=60)
 
 
@@ -190,58 +229,107 @@ class ThrottlingSettings(Section):
     """How fast, and how much at once. Every limit is at least 1: there is no unlimited mode."""
 
     key_requests_per_minute: int = setting(
-        "RATE_LIMIT_PER_MINUTE", 600, "Requests per minute and API key.", production=30, synonyms=("REQUESTS_PER_MINUTE",), ge=1
+        "RATE_LIMIT_PER_MINUTE",
+        600,
+        "Requests per minute and API key.",
+        production=30,
+        synonyms=("REQUESTS_PER_MINUTE",),
+        ge=1,
     )
     key_burst: int = setting(
-        "RATE_LIMIT_BURST", 100, "Requests at once before the rate counts.", production=5, synonyms=("BURST_LIMIT",), ge=1
+        "RATE_LIMIT_BURST",
+        100,
+        "Requests at once before the rate counts.",
+        production=5,
+        synonyms=("BURST_LIMIT",),
+        ge=1,
     )
     key_concurrent: int = setting(
-        "CONCURRENT_REQUESTS_PER_KEY", 100, "Requests in flight per API key.", production=50, synonyms=("MAX_CONCURRENT_REQUESTS",), ge=1
+        "CONCURRENT_REQUESTS_PER_KEY",
+        100,
+        "Requests in flight per API key.",
+        production=50,
+        synonyms=("MAX_CONCURRENT_REQUESTS",),
+        ge=1,
     )
     address_requests_per_minute: int = setting(
         "ADDRESS_RATE_LIMIT_PER_MINUTE", 6000, "Requests per minute and client address.", production=300, ge=1
     )
     address_burst: int = setting("ADDRESS_RATE_LIMIT_BURST", 1000, "Burst per client address.", production=50, ge=1)
-    address_concurrent: int = setting("CONCURRENT_REQUESTS_PER_ADDRESS", 1000, "Requests in flight per address.", production=500, ge=1)
-    rate_requests: int | None = setting(
-        "RATE_LIMIT_REQUESTS", None, "Origin's form: so many requests per API key and RATE_LIMIT_WINDOW; applies only when set, instead of RATE_LIMIT_PER_MINUTE.", ge=1
+    address_concurrent: int = setting(
+        "CONCURRENT_REQUESTS_PER_ADDRESS", 1000, "Requests in flight per address.", production=500, ge=1
     )
-    rate_window_s: int | None = setting("RATE_LIMIT_WINDOW", None, "Seconds of RATE_LIMIT_REQUESTS' window; 60 if unset.", ge=1)
-    slot_ttl_s: float = setting("IN_FLIGHT_TTL_S", 900.0, "Seconds after which a dead worker's in-flight slot frees itself.", gt=0)
+    rate_requests: int | None = setting(
+        "RATE_LIMIT_REQUESTS",
+        None,
+        "Origin's form: so many requests per API key and RATE_LIMIT_WINDOW; applies only when set, instead of RATE_LIMIT_PER_MINUTE.",
+        ge=1,
+    )
+    rate_window_s: int | None = setting(
+        "RATE_LIMIT_WINDOW", None, "Seconds of RATE_LIMIT_REQUESTS' window; 60 if unset.", ge=1
+    )
+    slot_ttl_s: float = setting(
+        "IN_FLIGHT_TTL_S", 900.0, "Seconds after which a dead worker's in-flight slot frees itself.", gt=0
+    )
     workers: int = 1
 
 
 class AuditSettings(Section):
     """The sealed log and the process that writes it."""
 
-    directory: Path = setting("AUDIT_DIR", Path("instance/audit"), "Sealed segments.", shown_default="audit in INSTANCE_DIR")
+    directory: Path = setting(
+        "AUDIT_DIR", Path("instance/audit"), "Sealed segments.", shown_default="audit in INSTANCE_DIR"
+    )
     keys_directory: Path = setting(
-        "AUDIT_KEYS_DIR", Path("instance/audit-keys"), "Keys of the audit writer.", shown_default="audit-keys in INSTANCE_DIR"
+        "AUDIT_KEYS_DIR",
+        Path("instance/audit-keys"),
+        "Keys of the audit writer.",
+        shown_default="audit-keys in INSTANCE_DIR",
     )
     socket: Path = setting(
-        "AUDIT_SOCKET", Path("instance/run/audit.sock"), "Unix socket of the audit writer.", shown_default="run/audit.sock in INSTANCE_DIR"
+        "AUDIT_SOCKET",
+        Path("instance/run/audit.sock"),
+        "Unix socket of the audit writer.",
+        shown_default="run/audit.sock in INSTANCE_DIR",
     )
     kek: SecretStr | None = setting(
         "AUDIT_KEK", None, "Key-encryption key, 32 bytes as hex or base64. Only the audit writer needs it.", secret=True
     )
-    encryption_enabled: bool = setting("AUDIT_ENCRYPTION_ENABLED", True, "Seal the bodies. False is refused in production.")
+    encryption_enabled: bool = setting(
+        "AUDIT_ENCRYPTION_ENABLED", True, "Seal the bodies. False is refused in production."
+    )
     host_id: str = setting("AUDIT_HOST_ID", "", "Name of this host's log; empty: the one found, else the host name.")
     deployment: str = setting("AUDIT_DEPLOYMENT", "default", "Name of the deployment in the log's origin.")
-    patience_s: float = setting("AUDIT_PATIENCE_S", 2.0, "Seconds to wait for the writer before a request is refused.", gt=0)
-    unacknowledged_bytes_max: int = setting("AUDIT_QUEUE_BYTES_MAX", 16 * _MIB, "Unacknowledged bytes per worker.", ge=_MIB)
-    segment_bytes_max: int = setting("AUDIT_SEGMENT_BYTES_MAX", 64 * _MIB, "Size at which a segment is closed.", ge=4096)
+    patience_s: float = setting(
+        "AUDIT_PATIENCE_S", 2.0, "Seconds to wait for the writer before a request is refused.", gt=0
+    )
+    unacknowledged_bytes_max: int = setting(
+        "AUDIT_QUEUE_BYTES_MAX", 16 * _MIB, "Unacknowledged bytes per worker.", ge=_MIB
+    )
+    segment_bytes_max: int = setting(
+        "AUDIT_SEGMENT_BYTES_MAX", 64 * _MIB, "Size at which a segment is closed.", ge=4096
+    )
     segment_age_s: float = setting("AUDIT_SEGMENT_AGE_S", 86_400.0, "Age at which a segment is closed, seconds.", gt=0)
     orphan_grace_s: float = setting(
-        "AUDIT_ORPHAN_GRACE_S", 20.0, "Seconds after a worker's death until its open exchanges are recorded as orphans.", ge=0
+        "AUDIT_ORPHAN_GRACE_S",
+        20.0,
+        "Seconds after a worker's death until its open exchanges are recorded as orphans.",
+        ge=0,
     )
 
 
 class TelemetrySettings(Section):
     """Logs, metrics, error reports."""
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = setting("LOG_LEVEL", "INFO", "Lowest level logged.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = setting(
+        "LOG_LEVEL", "INFO", "Lowest level logged."
+    )
     log_directory: Path | None = setting(
-        "LOG_DIR", None, "Directory of app.log and app.jsonl; empty: standard output only.", shown_default="log in INSTANCE_DIR", synonyms=("LOG_PATH",)
+        "LOG_DIR",
+        None,
+        "Directory of app.log and app.jsonl; empty: standard output only.",
+        shown_default="log in INSTANCE_DIR",
+        synonyms=("LOG_PATH",),
     )
     log_format: Literal["text", "json"] = setting("LOG_FORMAT", "text", "Form of the lines on standard output.")
     syslog: bool = setting("LOG_SYSLOG", True, "Also to /dev/log where there is one (production).")

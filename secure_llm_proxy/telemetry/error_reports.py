@@ -1,5 +1,6 @@
 """Sentry, only with a DSN, and stripped to the class of an error and the places in our code (STACK: it would otherwise
-take local variables, request bodies, breadcrumbs of every library: prompts and keys)."""
+take local variables, request bodies, breadcrumbs of every library: prompts and keys).
+"""
 
 from __future__ import annotations
 

@@ -64,14 +64,24 @@ class Metrics:
         )
         self._refusals = Counter("slp_refusals_total", "Refused requests by code.", ["code"], registry=self.registry)
         self._upstream = Histogram(
-            "slp_upstream_duration_seconds", "Time spent waiting for providers.", buckets=_SECONDS, registry=self.registry
+            "slp_upstream_duration_seconds",
+            "Time spent waiting for providers.",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self._overhead = Histogram(
-            "slp_overhead_seconds", "Our own time in a request, provider excluded.", buckets=_OWN_SECONDS, registry=self.registry
+            "slp_overhead_seconds",
+            "Our own time in a request, provider excluded.",
+            buckets=_OWN_SECONDS,
+            registry=self.registry,
         )
-        self._tokens = Counter("slp_tokens_total", "Model tokens as providers count them.", ["model", "kind"], registry=self.registry)
+        self._tokens = Counter(
+            "slp_tokens_total", "Model tokens as providers count them.", ["model", "kind"], registry=self.registry
+        )
         self._limiter_fallbacks = Counter(
-            "slp_limiter_local_total", "Requests limited by this host's share because Redis was away.", registry=self.registry
+            "slp_limiter_local_total",
+            "Requests limited by this host's share because Redis was away.",
+            registry=self.registry,
         )
 
     def opened(self) -> None:

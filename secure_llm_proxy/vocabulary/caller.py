@@ -9,7 +9,8 @@ from datetime import datetime
 @dataclass(frozen=True, slots=True)
 class RateClass:
     """Limits of one bucket: `requests` per `window_s` seconds refill it, `burst` is its size, `concurrent` bounds what is
-    in flight."""
+    in flight.
+    """
 
     requests: int
     burst: int

@@ -19,7 +19,8 @@ DONE = b"data: [DONE]\n\n"
 
 class EventStream:
     """The WSGI body of a stream: one `data:` line per event, `[DONE]` after the exchange is recorded, an `error` event
-    when it breaks off. The server calls `close()` whatever happens, also when the client left."""
+    when it breaks off. The server calls `close()` whatever happens, also when the client left.
+    """
 
     def __init__(
         self,

@@ -67,9 +67,7 @@ def _is_internal(address: str) -> bool:
     return parsed.is_loopback or any(parsed in network for network in _INTERNAL)
 
 
-_INTERNAL = tuple(
-    ipaddress.ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
-)
+_INTERNAL = tuple(ipaddress.ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
 
 
 def _check_metrics_access() -> None:

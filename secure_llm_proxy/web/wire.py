@@ -54,4 +54,6 @@ def invalid(error: ValidationError) -> InvalidRequest:
 
 def _is_branch(part: object) -> bool:
     """Pydantic names the branches of a union in the path (`strict-str`, `list[dict[…]]`); a client's parameters don't."""
-    return isinstance(part, str) and (part in {"str", "int", "float"} or "[" in part or part.startswith(("strict", "constrained")))
+    return isinstance(part, str) and (
+        part in {"str", "int", "float"} or "[" in part or part.startswith(("strict", "constrained"))
+    )

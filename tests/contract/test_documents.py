@@ -55,11 +55,7 @@ def test_every_command_of_the_contract_exists_and_every_documented_one_too() -> 
         "db", "create-admin", "create-user", "list-users", "reset-password", "lock-user", "unlock-user", "create-api-key",
         "list-api-keys", "revoke-api-key", "serve", "show-status", "show-events", "doctor", "audit",
     }  # fmt: skip
-    written = {
-        name
-        for page in PAGES
-        for name in re.findall(r"manage\.py ([a-z][a-z-]+)", page.read_text("utf-8"))
-    }
+    written = {name for page in PAGES for name in re.findall(r"manage\.py ([a-z][a-z-]+)", page.read_text("utf-8"))}
 
     assert promised <= set(program.commands)
     assert written <= set(program.commands)

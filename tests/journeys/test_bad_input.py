@@ -181,7 +181,16 @@ def test_unknown_doors_answer_in_the_one_shape(
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 40_000 + b"\r\n\r\n",
         b"POST /chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\nzz\r\n",
     ],
-    ids=["request line", "version", "header name", "two lengths", "length and chunks", "long line", "long header", "chunk"],
+    ids=[
+        "request line",
+        "version",
+        "header name",
+        "two lengths",
+        "length and chunks",
+        "long line",
+        "long header",
+        "chunk",
+    ],
 )
 def test_what_is_not_http_is_refused_as_json_without_quoting_it(proxy: RunningProxy, data: bytes) -> None:
     received = send_raw(proxy, data)

@@ -115,7 +115,9 @@ def test_production_defaults_hold_over_three_workers_and_survive_redis(
             "LOG_SYSLOG": "false",
         }
         front = PrivateNginx(short_folder / "nginx-production", certificate, socket=home / "web.sock")
-        proxy = RunningProxy(home, settings, on_unix_socket=True, front_url=front.base_url, authority=certificate.authority)
+        proxy = RunningProxy(
+            home, settings, on_unix_socket=True, front_url=front.base_url, authority=certificate.authority
+        )
         with front, proxy, ThreadPoolExecutor(8) as pool:
             key = proxy.create_api_key()
             ask_once = lambda _: ask(proxy, "POST", "/chat", key=key, body={"prompt": "hi"})  # noqa: E731

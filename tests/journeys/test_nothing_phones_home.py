@@ -20,7 +20,7 @@ def test_the_product_speaks_to_the_provider_and_to_nobody_else(short_folder: Pat
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
 
     done = subprocess.run(
-        ["unshare", *as_root, "--net", "--mount", sys.executable, "-m", "tests.support.isolated_network", str(folder)],  # noqa: S607
+        ["unshare", *as_root, "--net", "--mount", sys.executable, "-m", "tests.support.isolated_network", str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -18,7 +18,9 @@ def client(proxy: RunningProxy, api_key: str) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def test_a_completion_passes_through_the_whole_route(proxy: RunningProxy, provider: Provider, client: openai.OpenAI) -> None:
+def test_a_completion_passes_through_the_whole_route(
+    proxy: RunningProxy, provider: Provider, client: openai.OpenAI
+) -> None:
     provider.clear()
     answer = client.chat.completions.with_raw_response.create(
         model="test-model", messages=[{"role": "user", "content": "Is all well?"}], temperature=0.25
@@ -98,7 +100,7 @@ def test_a_failing_provider_raises_the_sdk_s_own_class(
     options: dict[str, int],
     raised: type[openai.APIStatusError],
     code: str,
-    stream: bool,
+    stream: bool,  # noqa: FBT001  a parameter of the matrix
 ) -> None:
     provider.clear()
     provider.script(mode, status=options.get("status", 500))

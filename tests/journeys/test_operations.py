@@ -40,7 +40,13 @@ def test_status_shows_counts_limits_and_relaxed_settings(proxy: RunningProxy, ap
 def test_metrics_count_exchanges_and_label_nothing_that_a_client_wrote(proxy: RunningProxy, api_key: str) -> None:
     canary = "canary-" + secrets.token_hex(8)
     ask(proxy, "POST", "/chat", key=api_key, body={"prompt": canary})
-    ask(proxy, "POST", "/v1/chat/completions", key=api_key, body={"model": canary, "messages": [{"role": "user", "content": "x"}]})
+    ask(
+        proxy,
+        "POST",
+        "/v1/chat/completions",
+        key=api_key,
+        body={"model": canary, "messages": [{"role": "user", "content": "x"}]},
+    )
 
     metrics = ask(proxy, "GET", "/metrics")
 

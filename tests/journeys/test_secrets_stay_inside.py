@@ -67,7 +67,7 @@ def test_no_seeded_secret_is_found_anywhere_in_clear(
         files = {path: path.read_bytes() for path in short_folder.joinpath("canaries").rglob("*") if path.is_file()}
         dump = _dump(postgresql, database)
 
-    own = [settings for settings in (proxy.environment[name] for name in ("SECRET_KEY", "ENCRYPTION_KEY", "AUDIT_KEK"))]
+    own = [proxy.environment[name] for name in ("SECRET_KEY", "ENCRYPTION_KEY", "AUDIT_KEK")]
     for canary in (provider_key, password, prompt, person, reply, key, key.split("_")[3], *own):
         found = [str(path) for path, content in files.items() if canary.encode() in content]
         assert found == [], canary
@@ -77,7 +77,7 @@ def test_no_seeded_secret_is_found_anywhere_in_clear(
 
 def _dump(postgresql: PrivatePostgreSQL, database: str) -> bytes:
     done = subprocess.run(
-        ["pg_dump", "--data-only", "--inserts", database.replace("postgresql+psycopg2", "postgresql")],  # noqa: S607
+        ["pg_dump", "--data-only", "--inserts", database.replace("postgresql+psycopg2", "postgresql")],
         capture_output=True,
         check=True,
         timeout=60,

@@ -69,11 +69,7 @@ def ask(
 ) -> Answer:
     """One request over a connection of its own; a body that isn't bytes is sent as JSON."""
     sent = dict(headers or {})
-    data: bytes | None
-    if body is None or isinstance(body, bytes):
-        data = body
-    else:
-        data = json.dumps(body).encode()
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     if data is not None:
         sent.setdefault("Content-Type", "application/json")
     if key is not None:

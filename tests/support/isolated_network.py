@@ -9,7 +9,6 @@ interfaces over which every packet must pass, name look-ups included. Prints one
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import subprocess
@@ -64,7 +63,7 @@ def main(folder: Path) -> None:
     resolver.write_text(f"nameserver {RESOLVER}\noptions timeout:1 attempts:1\n")
     _run("mount", "--bind", str(resolver), "/etc/resolv.conf")
     _run("ip", "link", "set", "lo", "up")
-    with subprocess.Popen(["unshare", "--net", "sleep", "600"]) as holder:  # noqa: S607
+    with subprocess.Popen(["unshare", "--net", "sleep", "600"]) as holder:
         try:
             _join(holder.pid)
             with Provider(host=PROVIDER) as provider:
@@ -92,7 +91,7 @@ for attempt in (lambda: socket.create_connection(("192.0.2.1", 443), timeout=1),
 
 def _join(pid: int) -> None:
     """`outside` here, `inside` there; in the product's namespace every route leads over it."""
-    while os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+    while Path(f"/proc/{pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink():
         pass
     _run("ip", "link", "add", "outside", "type", "veth", "peer", "name", "inside", "netns", str(pid))
     for namespace in ((), ("nsenter", "-t", str(pid), "-n")):
@@ -113,7 +112,7 @@ def _session(pid: int, folder: Path, provider_url: str) -> object:
 
 def _inside(pid: int, *command: str) -> str:
     done = subprocess.run(
-        ["nsenter", "-t", str(pid), "-n", *command],  # noqa: S607
+        ["nsenter", "-t", str(pid), "-n", *command],
         cwd=_ROOT,
         stdout=subprocess.PIPE,
         text=True,

@@ -35,7 +35,9 @@ def read_prompt(body: JsonObject, limits: LimitSettings) -> ChatRequest:
     if not given:
         raise InvalidRequest("You must provide `prompt`.", code=ErrorCode.MISSING_PARAMETER, param="prompt")
     if len(given) > 1:
-        raise InvalidRequest(f"Provide only one of `{'`, `'.join(given)}`.", code=ErrorCode.INVALID_VALUE, param=given[1])
+        raise InvalidRequest(
+            f"Provide only one of `{'`, `'.join(given)}`.", code=ErrorCode.INVALID_VALUE, param=given[1]
+        )
     if request.model is not None and request.model_name is not None and request.model != request.model_name:
         raise InvalidRequest("`model` and `model_name` differ.", code=ErrorCode.INVALID_VALUE, param="model_name")
     prompt = request.prompt if request.prompt is not None else request.message
@@ -43,7 +45,9 @@ def read_prompt(body: JsonObject, limits: LimitSettings) -> ChatRequest:
         raise InvalidRequest(f"`{given[0]}` is empty.", code=ErrorCode.INVALID_VALUE, param=given[0])
     if request.messages is not None and len(request.messages) > limits.messages_max:
         raise InvalidRequest(f"Too many messages, at most {limits.messages_max}.", param="messages")
-    if (length := len(prompt) if prompt is not None else _text_length(request.messages or [])) > limits.prompt_characters_max:
+    if (
+        length := len(prompt) if prompt is not None else _text_length(request.messages or [])
+    ) > limits.prompt_characters_max:
         raise InvalidRequest(
             f"The prompt has {length} characters, at most {limits.prompt_characters_max} are accepted.",
             code=ErrorCode.PROMPT_TOO_LONG,

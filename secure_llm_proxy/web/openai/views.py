@@ -25,7 +25,9 @@ def make_openai_doors() -> Blueprint:
         web = the_house()
         read = partial(read_chat_completion, messages_max=web.settings.limits.messages_max)
         reply = chat(web.house, inbound_of_request("/v1/chat/completions"), read)
-        return answer(reply, present=lambda completion, _reply: completion.payload, present_event=lambda event: event.data)
+        return answer(
+            reply, present=lambda completion, _reply: completion.payload, present_event=lambda event: event.data
+        )
 
     @doors.get("/v1/models", endpoint="list_models")
     def list_all_models() -> Response:

@@ -22,7 +22,9 @@ def make_operations_doors() -> Blueprint:
 
     @doors.get("/health")
     def health() -> Response:
-        return _json({"service": "secure_llm_proxy", **_health(), "security_headers": [name for name, _ in SECURITY_HEADERS]})
+        return _json(
+            {"service": "secure_llm_proxy", **_health(), "security_headers": [name for name, _ in SECURITY_HEADERS]}
+        )
 
     @doors.get("/api/health")
     def api_health() -> Response:
