@@ -20,6 +20,7 @@ import pytest
 from secure_llm_proxy.foundation.errors import ErrorCode
 from tests.support.certificates import Certificate
 from tests.support.nginx import TEMPLATES, Flood, PrivateNginx, check_configuration, render, write_configuration
+from tests.support.ports import free_port
 from tests.support.programs import wait_until
 
 PATIENCE_S = 30.0
@@ -372,7 +373,12 @@ def test_the_site_is_rendered_for_the_nginx_that_will_read_it() -> None:
 
 def test_the_configuration_is_accepted_without_a_warning(certificate: Certificate, short_folder: Path) -> None:
     main = write_configuration(
-        short_folder / "checked", certificate, socket=short_folder / "s", port=1, plain_port=2, flood=Flood()
+        short_folder / "checked",
+        certificate,
+        socket=short_folder / "nobody.sock",
+        port=free_port(),
+        plain_port=free_port(),
+        flood=Flood(),
     )
 
     said = check_configuration(main)
