@@ -25,7 +25,7 @@ _SERVICES = "secure_llm_proxy.services"
 
 def create_app(settings: Settings) -> Flask:
     """Build and start one worker's application. Call `stop_services(app)` at its end."""
-    configure_logs(settings.telemetry, to_syslog=settings.is_production)
+    configure_logs(settings.telemetry)
     start_error_reports(settings.telemetry, environment=settings.server.profile)
     app = Flask("secure_llm_proxy", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False

@@ -13,6 +13,7 @@ from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, r
 from secure_llm_proxy.audit.journal import SocketJournal
 from secure_llm_proxy.audit.reading import LogLine, Opened, find_records, log_lines, open_records
 from secure_llm_proxy.audit.running_writer import running_writer, transient_writer
+from secure_llm_proxy.audit.segments import host_directory
 from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, VerificationReport, verify
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "SocketJournal",
     "VerificationReport",
     "find_records",
+    "host_directory",
     "initialise",
     "log_lines",
     "open_records",

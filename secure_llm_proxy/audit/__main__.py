@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 def _serve(settings: AuditSettings, parent: int | None) -> None:
     host = settings.directory / find_host_id(settings)
     if not (host / GENESIS_NAME).is_file():
-        raise OperatorError(f"{host} holds no audit log yet; `scripts/run` or `manage.py audit init` makes one.")
+        raise OperatorError(f"{host} holds no audit log yet; `manage.py audit init` begins one.")
     lock = _lock(host)
     try:
         genesis = read_genesis(host)

@@ -105,13 +105,12 @@ def host_directory(directory: Path, host_id: str = "") -> Path:
     """The directory of one host's log below (or at) `directory`. Raises `OperatorError` when there is none, or several."""
     if _holds_log(directory):
         return directory
-    if host_id:
-        return directory / host_id
-    hosts = hosts_in(directory)
+    hosts = [host_id] if host_id and _holds_log(directory / host_id) else [] if host_id else hosts_in(directory)
     if len(hosts) == 1:
         return directory / hosts[0]
     if not hosts:
-        raise OperatorError(f"{directory} holds no audit log: there is no genesis.json in it or one level below.")
+        wanted = f" of the host {host_id}" if host_id else ""
+        raise OperatorError(f"{directory} holds no audit log{wanted} yet; `manage.py audit init` begins one.")
     raise OperatorError(
         f"{directory} holds the logs of several hosts ({', '.join(hosts)}); name one of these directories."
     )

@@ -7,6 +7,7 @@ missing at the very end, and the last line is bound by nothing behind it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from secure_llm_proxy.audit.reading import BodyOpener
 from secure_llm_proxy.audit.seal import SealBroken
 from secure_llm_proxy.audit.segments import (
     GENESIS_NAME,
+    LOCK_NAME,
     SegmentFile,
     SegmentState,
     host_directory,
@@ -391,6 +393,8 @@ class _Verification:
             self._tampered(
                 segment, segment.lines, "the segment was never closed, and the next one does not continue it"
             )
+        elif size and _is_written_now(self._directory):
+            self._find(Severity.NOTE, file.name, segment.lines + 1, "a line is being written at this moment")
         elif size:
             failed = file.state is SegmentState.CRASHED and b'"reason":"fsync-error"' in rest
             self._find(
@@ -485,12 +489,15 @@ class _Verification:
         if not segments or self._stopped:
             return
         last = segments[-1].name
+        if segments_in(self._directory)[-1].number != segments[-1].number:
+            # The log went on while it was read: the last segment known here was closed by a rotation.
+            self._place.closed = False
         for start, (exchange, _) in self._carry.open.items():
             if self._place.closed:
                 self._find(Severity.INCOMPLETE, last, 0, f"exchange {exchange} (start {start}) has no end")
         if not self._place.closed:
             running = len(self._carry.open)
-            self._find(Severity.NOTE, last, 0, f"the last segment is not closed; {running} exchanges are open")
+            self._find(Severity.NOTE, last, 0, f"the log goes on; open exchanges: {running}")
 
     def _report(self, segments: int) -> VerificationReport:
         outcome = Outcome.OK
@@ -522,6 +529,18 @@ class _Verification:
         self._counts[severity] += 1
         if len(self._findings) < FINDINGS_MAX:
             self._findings.append(Finding(severity, file, line, what))
+
+
+def _is_written_now(directory: Path) -> bool:
+    """Whether a writer holds the log. When its lock can't be read, as in most copies, none does."""
+    try:
+        with (directory / LOCK_NAME).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _previous_in(following: SegmentFile | None) -> Previous | None:

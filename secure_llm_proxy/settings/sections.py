@@ -332,7 +332,7 @@ class TelemetrySettings(Section):
         synonyms=("LOG_PATH",),
     )
     log_format: Literal["text", "json"] = setting("LOG_FORMAT", "text", "Form of the lines on standard output.")
-    syslog: bool = setting("LOG_SYSLOG", True, "Also to /dev/log where there is one (production).")
+    syslog: bool = setting("LOG_SYSLOG", False, "Also to /dev/log where there is one.", production=True)
     sentry_dsn: SecretStr | None = setting("SENTRY_DSN", None, "Error reports go there; unset: nowhere.", secret=True)
     metrics_token: SecretStr | None = setting(
         "METRICS_TOKEN", None, "Bearer token that opens /metrics to others than loopback.", secret=True

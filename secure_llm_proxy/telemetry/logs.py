@@ -27,8 +27,8 @@ _SYSLOG_SOCKET = Path("/dev/log")
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-def configure_logs(settings: TelemetrySettings, *, to_files: bool = True, to_syslog: bool = False) -> None:
-    """Send every logger's lines to standard output, and to app.log, app.jsonl and syslog as told.
+def configure_logs(settings: TelemetrySettings, *, to_files: bool = True) -> None:
+    """Send every logger's lines to standard output and, unless told otherwise, to app.log, app.jsonl and syslog.
 
     The files are reopened when logrotate moves them (WatchedFileHandler); several workers append whole lines.
     """
@@ -38,7 +38,7 @@ def configure_logs(settings: TelemetrySettings, *, to_files: bool = True, to_sys
         for name, form in (("app.log", "text"), ("app.jsonl", "json")):
             file = logging.handlers.WatchedFileHandler(settings.log_directory / name, encoding="utf-8")
             handlers.append(_with(file, "json" if form == "json" else "text"))
-    if to_syslog and settings.syslog and _SYSLOG_SOCKET.exists():
+    if to_files and settings.syslog and _SYSLOG_SOCKET.exists():
         syslog = logging.handlers.SysLogHandler(address=str(_SYSLOG_SOCKET))
         syslog.ident = "secure_llm_proxy: "
         handlers.append(_with(syslog, "text"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import re
 import time
-from fnmatch import fnmatchcase
 
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed as HttpMethodNotAllowed
 
 from secure_llm_proxy.foundation.errors import (
     AuthenticationFailed,
@@ -53,12 +53,16 @@ def _guard() -> None:
         _check_metrics_access()
 
 
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?\Z")
+
+
 def _check_host() -> None:
     names = the_house().settings.limits.server_names
     if not names:
         return
-    host = request.host.rpartition(":")[0] if not request.host.endswith("]") and ":" in request.host else request.host
-    if not any(fnmatchcase(host.lower(), name.lower()) for name in names):
+    told = _HOST.match(request.headers.get("Host", ""))
+    host = told[1].lower() if told else ""
+    if not any(host == name.lower() or (name.startswith("*.") and host.endswith(name[1:].lower())) for name in names):
         raise Misdirected("This server does not answer for that host name.")
 
 
@@ -106,7 +110,10 @@ def _render(error: Exception) -> Response:
         extra={name: value for name, value in fields.items() if value is not None},
         exc_info=error if isinstance(told, InternalError) else None,
     )
-    return Response(error_body(told), told.status, headers=error_headers(told))
+    headers = error_headers(told)
+    if isinstance(error, HttpMethodNotAllowed) and error.valid_methods:
+        headers.append(("Allow", ", ".join(sorted(error.valid_methods))))  # RFC 9110 §15.5.6 asks for it
+    return Response(error_body(told), told.status, headers=headers)
 
 
 def _told(error: Exception) -> ProxyError:

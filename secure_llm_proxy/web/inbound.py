@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from urllib.parse import unquote
 
 import gevent
 from flask import Request, g, request
@@ -55,7 +56,7 @@ def inbound_of_request(door: str) -> Inbound:
         address=client_address(),
         user_agent=request.headers.get("User-Agent", ""),
         credentials=_credentials(request, web.settings.identity.api_key_header),
-        key_in_url=_KEY_IN_TEXT.search(request.full_path) is not None,
+        key_in_url=_has_key_in_url(request),
         content_type=request.mimetype,
         started_s=g.get("started_s", time.monotonic()),
         read_body=_body_reader(web.settings.limits, g.presence),
@@ -64,6 +65,11 @@ def inbound_of_request(door: str) -> Inbound:
         session=safe_id(request.headers.get("X-Session-ID")),
         correlation_id=safe_id(request.headers.get("X-Correlation-ID")),
     )
+
+
+def _has_key_in_url(request: Request) -> bool:
+    # Any bytes may stand there, and an escaped key is a key.
+    return _KEY_IN_TEXT.search(f"{request.path}?{unquote(request.query_string.decode('latin-1'))}") is not None
 
 
 def _credentials(request: Request, key_header: str) -> tuple[str, ...]:
@@ -75,7 +81,7 @@ def _credentials(request: Request, key_header: str) -> tuple[str, ...]:
     elif authorization:
         # Another scheme, or a bare key: it is somebody's try, so it must not pass for "no key".
         found.append(authorization)
-    for name in {key_header.lower(), "x-api-key"}:
+    for name in dict.fromkeys((key_header.lower(), "x-api-key")):
         if value := request.headers.get(name, "").strip():
             found.append(value)
     return tuple(dict.fromkeys(found))

@@ -442,6 +442,20 @@ def test_a_small_segment_size_rotates_under_load(tmp_path: Path) -> None:
     assert report.segments > 5
 
 
+def test_a_running_log_verifies_at_any_moment(tmp_path: Path) -> None:
+    settings = audit_settings(tmp_path, segment_bytes_max=50_000)
+    with writer_process(settings) as writer:
+        load = Load(settings, 10)
+        for _ in range(20):
+            load.grow(30)
+            report = check(settings)
+            assert report.ok, report.findings
+        load.stop()
+        assert writer.stop() == 0
+
+    assert check(settings).open_exchanges == 0
+
+
 def test_an_old_segment_is_closed_without_further_traffic(tmp_path: Path) -> None:
     settings = audit_settings(tmp_path, segment_age_s=0.3)
     with writer_process(settings) as writer:

@@ -274,7 +274,7 @@ def test_an_exchange_that_is_still_running_is_no_alarm(tmp_path: Path) -> None:
     report = verify(genesis.directory, genesis_public_key=genesis.owner_public_key)
 
     assert report.ok
-    assert report.findings[-1].what == "the last segment is not closed; 1 exchanges are open"
+    assert report.findings[-1].what == "the log goes on; open exchanges: 1"
 
 
 def test_an_end_without_a_start_is_mentioned(tmp_path: Path) -> None:
