@@ -72,6 +72,7 @@ class ErrorCode(StrEnum):
     AUDIT_UNAVAILABLE = "audit_unavailable"
     DATABASE_UNAVAILABLE = "database_unavailable"
     MODELS_UNAVAILABLE = "models_unavailable"
+    SERVICE_UNAVAILABLE = "service_unavailable"
     CLIENT_GONE = "client_gone"
     INTERNAL_ERROR = "internal_error"
 

@@ -6,6 +6,7 @@ The audit writer starts first and stops last, so that no request ever runs witho
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import Settings
@@ -81,6 +83,7 @@ class Supervisor:
 
     def run(self, on_ready: Callable[[], None]) -> int:
         """Start all, call `on_ready` once the server answers, keep all alive. Returns the exit code."""
+        lock = _lock_instance(self._settings.server.instance_directory)
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._ask_to_stop)
         signal.signal(signal.SIGHUP, self._reload)
@@ -96,6 +99,7 @@ class Supervisor:
         finally:
             for child in reversed(self._children):
                 child.stop()
+            lock.close()
         return 0
 
     def _plan(self) -> list[Child]:
@@ -173,6 +177,20 @@ class Supervisor:
         server = self._children[-1].process
         if server is not None and server.poll() is None:
             server.send_signal(signal.SIGHUP)
+
+
+def _lock_instance(directory: Path) -> IO[bytes]:
+    """Hold the data directory for one `manage.py serve`; the kernel lets go of it however we end."""
+    directory.joinpath("run").mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = directory.joinpath("run", "serve.lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise OperatorError(
+            f"Another `manage.py serve` works on {directory}; stop it, or give this one its own INSTANCE_DIR."
+        ) from None
+    return lock
 
 
 def require_free_address(settings: Settings) -> None:

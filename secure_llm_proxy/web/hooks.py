@@ -9,7 +9,8 @@ import re
 import time
 
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed as HttpMethodNotAllowed
+from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import MethodNotAllowed as HttpMethodNotAllowed
 
 from secure_llm_proxy.foundation.errors import (
     AuthenticationFailed,

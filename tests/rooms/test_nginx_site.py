@@ -176,20 +176,20 @@ REFUSED = {
         413,
         "request_too_large",
     ),
-    "long request line": (b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414, "request_too_large"),
+    "long request line": (b"GET /" + b"a" * 8200 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414, "malformed_request"),
     "large header": (
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"a" * 8200 + b"\r\n\r\n",
         431,
-        "request_too_large",
+        "malformed_request",
     ),
     "many headers": (
         b"GET / HTTP/1.1\r\nHost: localhost\r\n"
         + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 4000) for n in range(12))
         + b"\r\n",
         431,
-        "request_too_large",
+        "malformed_request",
     ),
-    "foreign host name": (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421, "malformed_request"),
+    "foreign host name": (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421, "unknown_host"),
     "internal path from outside": (b"GET /_refused/400 HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "not_found"),
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
+from typing import Self
 
 import orjson
 from flask import Flask
@@ -86,7 +87,8 @@ Refusal = Callable[[AuditEvent], BaseException | None]
 
 class ListJournal:
     """`AuditJournal` in a list. `refusal` names the error that an event meets instead of becoming durable, as when the
-    writer is away: the event itself stays queued, as the room promises."""
+    writer is away: the event itself stays queued, as the room promises.
+    """
 
     def __init__(self, effects: list[str]) -> None:
         self.handed_over: list[AuditEvent] = []
@@ -425,7 +427,7 @@ class LogCapture:
     _handler: logging.Handler | None = None
     _level: int = logging.NOTSET
 
-    def __enter__(self) -> LogCapture:
+    def __enter__(self) -> Self:
         records = self.records
 
         class Keeper(logging.Handler):

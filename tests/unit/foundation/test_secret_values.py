@@ -14,9 +14,7 @@ def test_secret_and_label_together_give_the_key() -> None:
 
 def test_a_key_stays_the_same_over_releases() -> None:
     # HKDF-SHA256, RFC 5869, no salt; computed once. Another value would make every stored API key worthless.
-    assert derive_key("s" * 32, "slp/key-pepper").hex() == (
-        _hkdf(b"s" * 32, b"slp/key-pepper")
-    )
+    assert derive_key("s" * 32, "slp/key-pepper").hex() == (_hkdf(b"s" * 32, b"slp/key-pepper"))
 
 
 def _hkdf(secret: bytes, info: bytes) -> str:

@@ -16,7 +16,6 @@ from secure_llm_proxy.foundation.errors import (
     ClientGone,
     ErrorCode,
     InternalError,
-    InvalidRequest,
     ProxyError,
     RequestTimeout,
     RequestTooLarge,
@@ -366,7 +365,9 @@ def test_a_failure_whose_end_cannot_be_recorded_is_told_as_unrecorded(logs: LogC
 @pytest.mark.parametrize("error", [audit_unavailable, partial(InternalError, detail="refused"), partial(OSError, "x")])
 @pytest.mark.parametrize("queue_full", [False, True])
 def test_an_intent_that_cannot_be_recorded_leaves_nothing_behind(
-    error: Callable[[], Exception], queue_full: bool, logs: LogCapture  # noqa: FBT001
+    error: Callable[[], Exception],
+    queue_full: bool,  # noqa: FBT001  pytest gives it
+    logs: LogCapture,
 ) -> None:
     small = make_house()
     small.journal.refusal = stop_recording_at(AuditType.LLM_START, error=error)
@@ -412,7 +413,9 @@ def test_a_stop_while_the_provider_answers_is_recorded_on_the_way_out(
 
 
 @pytest.mark.parametrize("kind", [AuditType.LLM_START, AuditType.LLM_END])
-def test_a_stop_while_a_record_is_waited_for_frees_the_slot_and_writes_one_end(kind: AuditType, logs: LogCapture) -> None:
+def test_a_stop_while_a_record_is_waited_for_frees_the_slot_and_writes_one_end(
+    kind: AuditType, logs: LogCapture
+) -> None:
     small = make_house()
     small.journal.refusal = stop_recording_at(kind, error=GreenletExit)
 
@@ -520,7 +523,9 @@ def _replies_with_canaries(small: SmallHouse) -> Iterator[Reply]:
     yield chat(small.house, make_inbound({"messages": messages}, **known), READ)
 
 
-def test_no_word_of_prompt_answer_person_or_key_stands_in_a_log_line_a_metric_or_clear_metadata(logs: LogCapture) -> None:
+def test_no_word_of_prompt_answer_person_or_key_stands_in_a_log_line_a_metric_or_clear_metadata(
+    logs: LogCapture,
+) -> None:
     small = make_house()
     formatter = logging.Formatter("%(message)s")
 

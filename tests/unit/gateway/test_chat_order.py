@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from secure_llm_proxy.foundation.errors import ErrorCode
-from secure_llm_proxy.gateway import RelayedStream, chat as chat_face, list_models
+from secure_llm_proxy.gateway import RelayedStream, list_models
+from secure_llm_proxy.gateway import chat as chat_face
 from secure_llm_proxy.settings import AdmissionSettings
+from secure_llm_proxy.vocabulary.caller import RateClass
 from secure_llm_proxy.vocabulary.chat import Completion
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from secure_llm_proxy.web.openai.wire import read_chat_completion
 from tests.support.house import SmallHouse, code_of, make_caller, make_house, make_inbound, stop_recording_at
-from secure_llm_proxy.vocabulary.caller import RateClass
 
 READ = partial(read_chat_completion, messages_max=512)
 PROJECT = Path(__file__).parents[3]

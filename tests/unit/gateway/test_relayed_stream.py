@@ -283,7 +283,9 @@ def test_an_unrecorded_part_costs_one_patience(logs: LogCapture) -> None:
 
 
 @pytest.mark.parametrize("error", [audit_unavailable, partial(InternalError, detail="x"), partial(OSError, "x")])
-def test_an_end_that_cannot_be_recorded_withholds_the_end_mark(error: Callable[[], Exception], logs: LogCapture) -> None:
+def test_an_end_that_cannot_be_recorded_withholds_the_end_mark(
+    error: Callable[[], Exception], logs: LogCapture
+) -> None:
     small = make_house()
     small.journal.refusal = stop_recording_at(AuditType.LLM_END, error=error)
     stream = stream_of(small, event_of("x"))
@@ -359,11 +361,19 @@ def test_a_stop_with_a_full_queue_frees_the_slot(logs: LogCapture) -> None:
 
 # --- all of it at once ------------------------------------------------------------------------------------------------
 
-ENDINGS: Sequence[BaseException | None] = [None, UpstreamFailed("x"), ClientGone("x"), RuntimeError("x"), GreenletExit()]
+ENDINGS: Sequence[BaseException | None] = [
+    None,
+    UpstreamFailed("x"),
+    ClientGone("x"),
+    RuntimeError("x"),
+    GreenletExit(),
+]
 
 
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("refused", [(), (AuditType.LLM_PART,), (AuditType.LLM_END,), (AuditType.LLM_PART, AuditType.LLM_END)])
+@pytest.mark.parametrize(
+    "refused", [(), (AuditType.LLM_PART,), (AuditType.LLM_END,), (AuditType.LLM_PART, AuditType.LLM_END)]
+)
 @pytest.mark.parametrize("read", [0, 1, 2, 99])
 def test_whatever_happens_the_slot_comes_back_exactly_once(
     ending: BaseException | None, refused: tuple[AuditType, ...], read: int, logs: LogCapture

@@ -6,7 +6,14 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from secure_llm_proxy.foundation.errors import ErrorCode, NotFound, ProxyError, Unavailable, UpstreamFailed, UpstreamTimeout
+from secure_llm_proxy.foundation.errors import (
+    ErrorCode,
+    NotFound,
+    ProxyError,
+    Unavailable,
+    UpstreamFailed,
+    UpstreamTimeout,
+)
 from secure_llm_proxy.routing import ModelDirectory
 from secure_llm_proxy.settings import UpstreamSettings
 from tests.support.house import LogCapture, ManualClock

@@ -10,7 +10,7 @@ import pytest
 from gunicorn.http import errors as refusals
 
 from secure_llm_proxy.foundation.errors import ErrorCode
-from secure_llm_proxy.server.worker import _BODY, _REASONS, _refusal_of, Worker
+from secure_llm_proxy.server.worker import _BODY, _REASONS, Worker, _refusal_of
 from tests.support.house import LogCapture
 
 CANARY = "slp_live_canary_5c1e"
@@ -35,7 +35,9 @@ def test_the_classes_are_all_there() -> None:
     assert {kind.__name__ for kind in CLASSES} >= NOT_THE_CLIENTS
 
 
-@pytest.mark.parametrize("kind", [k for k in CLASSES if k.__name__ not in NOT_THE_CLIENTS], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [k for k in CLASSES if k.__name__ not in NOT_THE_CLIENTS], ids=lambda kind: kind.__name__
+)
 def test_nothing_that_a_client_sent_is_a_500(kind: type[Exception]) -> None:
     status, error_type, code, message = _refusal_of(make(kind))
 
@@ -113,7 +115,9 @@ def test_the_answer_is_whole_http_that_ends_the_connection_and_quotes_nothing(ki
     assert vars(record)["request_id"] == headers["X-Request-Id"]
     assert vars(record)["why"] == kind.__name__
     # Our formatters write of an exception its class and places only (tests of telemetry).
-    assert CANARY not in str({name: value for name, value in vars(record).items() if name not in {"exc_info", "exc_text"}})
+    assert CANARY not in str(
+        {name: value for name, value in vars(record).items() if name not in {"exc_info", "exc_text"}}
+    )
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), ConnectionResetError(), TimeoutError()])

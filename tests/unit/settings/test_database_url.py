@@ -10,13 +10,27 @@ from secure_llm_proxy.settings.database_url import normalise_database_url
 
 @pytest.mark.parametrize(
     "scheme",
-    ["postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2", "PostgreSQL", "POSTGRES"],
+    [
+        "postgres",
+        "postgresql",
+        "postgresql+asyncpg",
+        "postgresql+psycopg",
+        "postgresql+psycopg2",
+        "PostgreSQL",
+        "POSTGRES",
+    ],
 )
 def test_every_postgresql_scheme_becomes_psycopg2s(scheme: str) -> None:
     url = make_url(normalise_database_url(f"{scheme}://user:word@db.internal:5433/slp"))
 
     assert url.drivername == "postgresql+psycopg2"
-    assert (url.username, url.password, url.host, url.port, url.database) == ("user", "word", "db.internal", 5433, "slp")
+    assert (url.username, url.password, url.host, url.port, url.database) == (
+        "user",
+        "word",
+        "db.internal",
+        5433,
+        "slp",
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +88,9 @@ def test_what_is_neither_is_left_for_the_check_to_refuse(given: str) -> None:
     assert normalise_database_url(given) == given
 
 
-@pytest.mark.parametrize("given", ["postgres://u:p@h/db?ssl=true", "postgresql:///db?host=/run", "sqlite+aiosqlite:///a.db"])
+@pytest.mark.parametrize(
+    "given", ["postgres://u:p@h/db?ssl=true", "postgresql:///db?host=/run", "sqlite+aiosqlite:///a.db"]
+)
 def test_once_normalised_it_stays(given: str) -> None:
     once = normalise_database_url(given)
 

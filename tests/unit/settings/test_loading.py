@@ -87,7 +87,9 @@ def test_an_unknown_profile_is_refused_and_not_taken_for_a_lax_one(nowhere: Path
 
 
 def test_a_given_value_wins_over_the_production_default(nowhere: Path) -> None:
-    settings = load({**PRODUCTION, "RATE_LIMIT_PER_MINUTE": "77", "ALLOWED_IPS": "192.0.2.0/24, 2001:db8::/32"}, nowhere)
+    settings = load(
+        {**PRODUCTION, "RATE_LIMIT_PER_MINUTE": "77", "ALLOWED_IPS": "192.0.2.0/24, 2001:db8::/32"}, nowhere
+    )
 
     assert settings.throttling.key_requests_per_minute == 77
     assert settings.admission.allowed_addresses == ("192.0.2.0/24", "2001:db8::/32")
@@ -241,7 +243,9 @@ def test_production_needs_redis_and_postgresql_for_its_workers(nowhere: Path) ->
         ("BLOCKED_IP", "BLOCKED_IPS"),
     ],
 )
-def test_a_near_miss_is_an_error_with_a_suggestion_wherever_it_stands(misspelt: str, meant: str, tmp_path: Path) -> None:
+def test_a_near_miss_is_an_error_with_a_suggestion_wherever_it_stands(
+    misspelt: str, meant: str, tmp_path: Path
+) -> None:
     in_environment = mistakes_of({**BASE, misspelt: "x"}, tmp_path / "none")
     in_file = mistakes_of(BASE, write_env(tmp_path, **{misspelt: "x"}))
 
@@ -259,7 +263,9 @@ def test_an_unknown_name_is_refused_in_the_file_and_nobodys_business_in_the_envi
 
     assert set(found) == {"SOMETHING_ELSE", "lower_case"}
     assert "docs/configuration.md" in found["SOMETHING_ELSE"]
-    load({**BASE, "SOMETHING_ELSE": "x", "lower_case": "y", "PATH": "/bin", "HOME": "/", "LANG": "C"}, tmp_path / "none")
+    load(
+        {**BASE, "SOMETHING_ELSE": "x", "lower_case": "y", "PATH": "/bin", "HOME": "/", "LANG": "C"}, tmp_path / "none"
+    )
 
 
 def test_the_environment_of_an_ordinary_machine_is_never_mistaken_for_ours(nowhere: Path) -> None:
@@ -373,7 +379,7 @@ def test_a_credentials_directory_that_is_gone_is_empty(tmp_path: Path) -> None:
 def test_the_file_is_named_by_env_file_and_values_are_not_interpolated(tmp_path: Path) -> None:
     path = tmp_path / "other.env"
     path.write_text(
-        f'# a comment\nexport SECRET_KEY="{SECRET}"\nENCRYPTION_KEY=\'{OTHER_SECRET}\'\nLLM_API_KEY=a${{HOME}}b$c\n'
+        f"# a comment\nexport SECRET_KEY=\"{SECRET}\"\nENCRYPTION_KEY='{OTHER_SECRET}'\nLLM_API_KEY=a${{HOME}}b$c\n"
     )
 
     settings = load_settings({"ENV_FILE": str(path)})

@@ -22,7 +22,9 @@ def test_every_field_of_every_section_is_a_setting_or_derived() -> None:
 
     for section in SECTION_CLASSES:
         described = {setting.field for setting in settings_of(section)}
-        left = {(section.__name__, field) for field in section.model_fields} - {(section.__name__, f) for f in described}
+        left = {(section.__name__, field) for field in section.model_fields} - {
+            (section.__name__, f) for f in described
+        }
         assert left <= derived
 
 

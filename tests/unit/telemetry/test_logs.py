@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from secure_llm_proxy.settings import TelemetrySettings
 from secure_llm_proxy.telemetry import configure_logs
@@ -30,7 +32,9 @@ def _root_logger_as_it_was() -> Iterator[None]:
     """configure_logs() owns the root logger of a process; here it has to be given back."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    noisy = {name: logging.getLogger(name).level for name in ("urllib3", "sqlalchemy", "alembic", "redis", "sentry_sdk")}
+    noisy = {
+        name: logging.getLogger(name).level for name in ("urllib3", "sqlalchemy", "alembic", "redis", "sentry_sdk")
+    }
     for handler in before:
         root.removeHandler(handler)
     yield
@@ -110,7 +114,11 @@ def test_a_hostile_sentence_of_a_library_stays_on_its_line(value: str) -> None:
 
 
 @pytest.mark.parametrize("form", [_TextLines, _JsonLines])
-@given(st.dictionaries(st.from_regex(r"[a-z]{3,8}_[a-z]{1,8}", fullmatch=True), st.text() | st.integers() | st.none(), max_size=5))
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z]{3,8}_[a-z]{1,8}", fullmatch=True), st.text() | st.integers() | st.none(), max_size=5
+    )
+)
 def test_any_values_at_all_make_one_line(form: type[logging.Formatter], fields: dict[str, object]) -> None:
     record = record_of("sentence")
     vars(record).update(fields)
@@ -124,7 +132,7 @@ def test_any_values_at_all_make_one_line(form: type[logging.Formatter], fields: 
 # --- exceptions -------------------------------------------------------------------------------------------------------
 
 
-class QuotesThePrompt(Exception):  # noqa: N818
+class QuotesThePrompt(Exception):
     def __str__(self) -> str:
         return CANARY
 
@@ -146,7 +154,7 @@ def test_an_exception_tells_its_class_and_places_and_not_a_word_of_its_message(
 ) -> None:
     try:
         try:
-            raise ValueError(CANARY)
+            raise ValueError(CANARY)  # noqa: TRY301  a chain is the point
         except ValueError as cause:
             try:
                 _deep(depth)
@@ -179,7 +187,7 @@ def test_logging_with_exc_info_through_the_logger_keeps_the_promise() -> None:
     logger = logging.getLogger("slp.tests.exc")
     logger.addHandler(handler)
     try:
-        raise RuntimeError(CANARY)
+        raise RuntimeError(CANARY)  # noqa: TRY301  caught at once on purpose
     except RuntimeError:
         logger.exception("it failed", stack_info=True)
     finally:

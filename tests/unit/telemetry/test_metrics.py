@@ -69,7 +69,14 @@ def test_the_text_parses_and_counts() -> None:
 
 def test_security_counts_are_sums_of_the_same_figures() -> None:
     metrics = Metrics()
-    for code in (None, "rate_limit_exceeded", "concurrency_limit_exceeded", "address_blocked", "agent_blocked", "invalid_json"):
+    for code in (
+        None,
+        "rate_limit_exceeded",
+        "concurrency_limit_exceeded",
+        "address_blocked",
+        "agent_blocked",
+        "invalid_json",
+    ):
         metrics.opened()
         metrics.closed(facts(code=code, status=200 if code is None else 400))
     metrics.opened()

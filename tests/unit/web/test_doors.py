@@ -14,7 +14,14 @@ from flask import Flask
 from pydantic import SecretStr
 from werkzeug.test import TestResponse
 
-from secure_llm_proxy.settings import AdmissionSettings, LimitSettings, ServerSettings, Settings, TelemetrySettings
+from secure_llm_proxy.settings import (
+    AdmissionSettings,
+    IdentitySettings,
+    LimitSettings,
+    ServerSettings,
+    Settings,
+    TelemetrySettings,
+)
 from secure_llm_proxy.vocabulary.events import AuditType
 from secure_llm_proxy.web.doors import DOORS, GUARDS, Guard
 from secure_llm_proxy.web.headers import SECURITY_HEADERS
@@ -113,7 +120,9 @@ def test_another_path_is_404_in_the_one_shape(small: SmallHouse, path: str, meth
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.endpoint)
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "GET\x00"])
+@pytest.mark.parametrize(
+    "method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "GET\x00"]
+)
 def test_another_method_is_405_that_names_the_right_ones(small: SmallHouse, door: object, method: str) -> None:
     allowed, path = door.method, door.path.replace("<path:model>", "small")  # type: ignore[attr-defined]
     if method == allowed:
@@ -128,7 +137,9 @@ def test_another_method_is_405_that_names_the_right_ones(small: SmallHouse, door
     assert_dressed(answer)
 
 
-@pytest.mark.parametrize("path", ["/health", "/api/health", "/health/live", "/health/ready", "/metrics", "/security/status"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/api/health", "/health/live", "/health/ready", "/metrics", "/security/status"]
+)
 def test_head_is_get_without_its_body(small: SmallHouse, path: str) -> None:
     client = make_app(small).test_client()
 
@@ -155,7 +166,8 @@ ADDRESSES = {
     "10.1.2.3": (True, False), "172.16.0.1": (True, False), "172.31.255.255": (True, False), "192.168.7.7": (True, False),
     "fd00::1": (True, False), "::ffff:10.0.0.1": (True, False), "172.32.0.1": (False, False), "192.0.2.1": (False, False),
     "8.8.8.8": (False, False), "2001:db8::1": (False, False), "169.254.169.254": (False, False), "fe80::1": (False, False),
-    "0.0.0.0": (False, False), "::": (False, False), "nonsense": (False, False), "100.64.0.1": (False, False),
+    "0.0.0.0": (False, False),  # noqa: S104  nobody listens
+    "::": (False, False), "nonsense": (False, False), "100.64.0.1": (False, False),
 }  # fmt: skip
 
 
@@ -176,7 +188,16 @@ def test_metrics_are_for_loopback_or_the_token(small: SmallHouse, address: str, 
 
     right = with_token.get("/metrics", environ_base=base, headers={"Authorization": "Bearer the-token"})
     assert right.status_code == 200
-    for given in ("Bearer wrong", "Bearer ", "Bearer", "", "the-toke", "Basic the-token", "Bearer the-tokenx", "Bearer ä"):
+    for given in (
+        "Bearer wrong",
+        "Bearer ",
+        "Bearer",
+        "",
+        "the-toke",
+        "Basic the-token",
+        "Bearer the-tokenx",
+        "Bearer ä",
+    ):
         wrong = with_token.get("/metrics", environ_base=base, headers={"Authorization": given} if given else {})
         assert wrong.status_code == (200 if loopback else 401), given
         unset = without_token.get("/metrics", environ_base=base, headers={"Authorization": given} if given else {})
@@ -189,7 +210,9 @@ def test_a_forwarded_address_is_believed_from_a_trusted_proxy_only(small: SmallH
     outside = {"REMOTE_ADDR": "192.0.2.1"}
 
     assert make_app(small).test_client().get("/metrics", headers=forged, environ_base=outside).status_code == 401
-    assert make_app(small, trusting).test_client().get("/metrics", headers=forged, environ_base=outside).status_code == 200
+    assert (
+        make_app(small, trusting).test_client().get("/metrics", headers=forged, environ_base=outside).status_code == 200
+    )
     # Behind a unix socket the peer is empty, and the proxy's word counts.
     unix = {"REMOTE_ADDR": ""}
     far = {"X-Forwarded-For": "127.0.0.1, 198.51.100.7"}
@@ -208,7 +231,9 @@ def test_health_is_open_to_everybody_even_to_blocked_agents(path: str) -> None:
 
 
 def test_health_tells_states_and_no_reasons(small: SmallHouse) -> None:
-    app = make_app(small, troubles={"database": lambda: "canary-5c1e: no route to host db.internal", "audit": lambda: None})
+    app = make_app(
+        small, troubles={"database": lambda: "canary-5c1e: no route to host db.internal", "audit": lambda: None}
+    )
     client = app.test_client()
 
     health, ready = client.get("/health"), client.get("/health/ready")
@@ -270,7 +295,9 @@ def test_without_a_list_any_host_is_answered_or_refused_and_never_a_defect(small
      "?key=slp_adm_abc", "?key=slp_test_abc"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions"])
-def test_a_key_in_the_query_is_refused_and_recorded_though_the_header_is_right(small: SmallHouse, path: str, query: str) -> None:
+def test_a_key_in_the_query_is_refused_and_recorded_though_the_header_is_right(
+    small: SmallHouse, path: str, query: str
+) -> None:
     with LogCapture() as logs:
         answer = make_app(small).test_client().post(path + query, json={**HELLO, "prompt": None}, headers=BEARER)
 
@@ -289,7 +316,9 @@ def test_a_key_in_the_path_is_refused_too(small: SmallHouse) -> None:
     assert error_of(answer)["code"] == "api_key_in_url"
 
 
-@pytest.mark.parametrize("query", [b"\xff\xfe", b"q=\xe4", b"%ff%fe", b"%", b"q=%zz", b"\x00", b"q=" + b"x" * 8000, b"&&==&"])
+@pytest.mark.parametrize(
+    "query", [b"\xff\xfe", b"q=\xe4", b"%ff%fe", b"%", b"q=%zz", b"\x00", b"q=" + b"x" * 8000, b"&&==&"]
+)
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/nowhere"])
 def test_a_query_of_any_bytes_is_no_defect(small: SmallHouse, query: bytes, path: str) -> None:
     client = make_app(small).test_client()
@@ -309,6 +338,15 @@ def test_a_query_of_any_bytes_is_no_defect(small: SmallHouse, query: bytes, path
 )  # fmt: skip
 def test_a_key_is_taken_from_each_of_its_headers(small: SmallHouse, headers: dict[str, str]) -> None:
     assert make_app(small).test_client().get("/v1/models", headers=headers).status_code == 200
+
+
+def test_the_operators_own_header_is_taken_too_and_before_the_usual_one(small: SmallHouse) -> None:
+    client = make_app(small, Settings(identity=IdentitySettings(api_key_header="X-Our-Key"))).test_client()
+
+    assert client.get("/v1/models", headers={"X-Our-Key": KEY}).status_code == 200
+    assert client.get("/v1/models", headers={"X-Our-Key": KEY, "X-API-Key": "wrong"}).status_code == 200
+    assert client.get("/v1/models", headers={"X-Our-Key": "wrong", "X-API-Key": KEY}).status_code == 401
+    assert client.get("/v1/models", headers={"X-API-Key": KEY}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,22 @@ import json
 import pytest
 
 from secure_llm_proxy.foundation import errors
-from secure_llm_proxy.foundation.errors import ErrorCode, InternalError, ProxyError, RateLimited, Unavailable, UpstreamRefused
+from secure_llm_proxy.foundation.errors import (
+    ErrorCode,
+    InternalError,
+    ProxyError,
+    RateLimited,
+    Unavailable,
+    UpstreamRefused,
+)
 from secure_llm_proxy.web.errors import error_body, error_headers, error_object
 
 KINDS = [
     kind
     for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, ProxyError) and kind not in {ProxyError, InternalError, UpstreamRefused}
+    if isinstance(kind, type)
+    and issubclass(kind, ProxyError)
+    and kind not in {ProxyError, InternalError, UpstreamRefused}
 ]
 
 

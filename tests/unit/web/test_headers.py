@@ -5,7 +5,8 @@ from __future__ import annotations
 import string
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from secure_llm_proxy.gateway import ReplyFacts
 from secure_llm_proxy.vocabulary.decisions import RateDecision
