@@ -42,6 +42,10 @@ def on_starting(_server: Any) -> None:
     _metrics_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def post_fork(_master: Any, worker: Any) -> None:
+    worker.send_timeout_s = _server.send_timeout_s
+
+
 def child_exit(_server: Any, worker: Any) -> None:
     from prometheus_client import multiprocess  # noqa: PLC0415  the master has no other use for it
 

@@ -28,7 +28,7 @@ from greenlet import getcurrent
 
 from secure_llm_proxy.audit.format import BODY_BYTES_MAX, METADATA_BYTES_MAX, RefusedMetadata, check_metadata
 from secure_llm_proxy.audit.frames import COUNTER, MAGIC, REFUSED, frame
-from secure_llm_proxy.foundation.errors import ErrorCode, InternalError, Unavailable
+from secure_llm_proxy.foundation.errors import ErrorCode, InternalError, NotQueued, Unavailable
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.vocabulary.events import AuditType
 
@@ -78,11 +78,11 @@ class SocketJournal:
     def record(self, event: AuditEvent) -> None:
         """See `AuditJournal.record`. Raises `InternalError` when the event itself may not enter the log."""
         line = self._own_line()
-        line.wait(line.enqueue(_frames_of(event)))
+        line.wait(line.enqueue(_frames_of(event), is_end=event.type is AuditType.LLM_END))
 
     def post(self, event: AuditEvent) -> None:
         """See `AuditJournal.post`. May be called from a callback of the event loop."""
-        self._own_line().enqueue(_frames_of(event))
+        self._own_line().enqueue(_frames_of(event), is_end=event.type is AuditType.LLM_END)
 
     def trouble(self) -> str | None:
         return self._own_line().trouble()
@@ -139,13 +139,15 @@ def _written(members: dict[str, Any]) -> bytes:
     return content
 
 
+_PUBLIC = "The audit log cannot be written now, so the request was refused. Try again shortly."
+
+
 def _unavailable(detail: str) -> Unavailable:
-    return Unavailable(
-        "The audit log cannot be written now, so the request was refused. Try again shortly.",
-        code=ErrorCode.AUDIT_UNAVAILABLE,
-        detail=detail,
-        retry_after_s=2,
-    )
+    return Unavailable(_PUBLIC, code=ErrorCode.AUDIT_UNAVAILABLE, detail=detail, retry_after_s=2)
+
+
+def _not_queued(detail: str) -> NotQueued:
+    return NotQueued(_PUBLIC, code=ErrorCode.AUDIT_UNAVAILABLE, detail=detail, retry_after_s=2)
 
 
 _lines: weakref.WeakSet[_Line] = weakref.WeakSet()
@@ -195,13 +197,16 @@ class _Line:
 
     # --- what the journal asks ----------------------------------------------------------------------------------------
 
-    def enqueue(self, records: list[tuple[bytes, bytes]]) -> _Queued:
-        """Queue all of them or none; returns the last. Raises `Unavailable` when too much is unacknowledged."""
+    def enqueue(self, records: list[tuple[bytes, bytes]], *, is_end: bool = False) -> _Queued:
+        """Queue all of them or none; returns the last. Raises `NotQueued` when too much is unacknowledged.
+
+        The end of an exchange may use as much again: its start is on record, and no more starts are let in meanwhile.
+        """
         if self._closed:
-            raise _unavailable("the audit journal is closed")
-        if self._queued_bytes >= self._cap_bytes:
+            raise _not_queued("the audit journal is closed")
+        if self._queued_bytes >= self._cap_bytes * (2 if is_end else 1):
             # Not counting this event: the biggest answer must fit, so one event may overshoot the cap.
-            raise _unavailable(f"{self._queued_bytes} bytes of audit records are unacknowledged")
+            raise _not_queued(f"{self._queued_bytes} bytes of audit records are unacknowledged")
         now = time.monotonic()
         for metadata, body in records:
             self._counter += 1

@@ -67,7 +67,8 @@ def verify_log(
             raise OperatorError("--content needs AUDIT_KEK, the key of the audit writer.")
         kek = secret.get_secret_value()
     place = directory or context.settings.audit.directory
-    report = verify(place, genesis_public_key=genesis, progress=_Progress(), kek=kek)
+    host_id = "" if directory else context.settings.audit.host_id
+    report = verify(place, genesis_public_key=genesis, progress=_Progress(), kek=kek, host_id=host_id)
     if as_json:
         show_json(_report_values(report))
     else:

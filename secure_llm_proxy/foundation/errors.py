@@ -15,6 +15,7 @@
     │   ├── UpstreamTimeout      504
     │   └── UpstreamRefused      4xx as the provider answered
     ├── Unavailable              503  service_unavailable
+    │   └── NotQueued            503  (the record is not even queued)
     ├── ClientGone               499  (never rendered: nobody is there to read it)
     └── InternalError            500  internal_error
 
@@ -198,6 +199,10 @@ class Unavailable(ProxyError):
     status = 503
     type = "service_unavailable"
     default_code = ErrorCode.AUDIT_UNAVAILABLE
+
+
+class NotQueued(Unavailable):
+    """The audit journal did not even queue a record: too much is unacknowledged already."""
 
 
 class ClientGone(ProxyError):

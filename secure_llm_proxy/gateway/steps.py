@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Callable
 
 from secure_llm_proxy.foundation import strict_json
-from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, PermissionDenied, RateLimited
+from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, NotQueued, PermissionDenied, RateLimited
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.gateway.docket import Docket, House
@@ -100,6 +100,10 @@ def audit_intent(house: House, docket: Docket, payload: bytes) -> None:
         house.journal.record(
             AuditEvent(record, AuditType.LLM_START, inbound.exchange_id, EventName.CHAT_REQUEST, clear, body)
         )
+    except NotQueued:
+        # Nothing will ever stand in the log, so there is nothing to end.
+        docket.started_record = None
+        raise
     finally:
         docket.audit_s += docket.elapsed_s() - began_s
 

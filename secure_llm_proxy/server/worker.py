@@ -28,7 +28,12 @@ _BODY = '{"error":{"message":"%s","type":"%s","param":null,"code":"%s"}}'  # no 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
     """Refusals of gunicorn's own parser in the one error shape, and an orderly stop that does not wait for idle
     keep-alive connections. A request that its parser refuses never reaches the route: it stands in the worker's log.
+
+    `send_timeout_s` bounds every write while a request is answered, so that a client that stops reading does not hold a
+    provider's answer for ever.
     """
+
+    send_timeout_s: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,9 +48,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         self._idle.discard(sock)
+        sock.settimeout(self.send_timeout_s)
         try:
             super().handle_request(listener_name, req, sock, addr)
+        except TimeoutError:
+            log.warning("client hung up on: it stopped reading", extra={"address": addr[0] if addr else "unix"})
+            raise StopIteration from None
         finally:
+            sock.settimeout(None)
             self._idle.add(sock)
 
     def notify(self) -> None:

@@ -49,6 +49,9 @@ class ServerSettings(Section):
         ge=1,
     )
     keepalive_s: int = setting("KEEPALIVE_S", 75, "Seconds an idle client connection is kept.", ge=0)
+    send_timeout_s: float = setting(
+        "SEND_TIMEOUT_S", 60.0, "Seconds one write to a client may take; a reader that stalls longer is hung up on.", gt=0
+    )
     max_requests: int = setting("MAX_REQUESTS", 0, "Requests after which a worker is replaced; 0 is never.", ge=0)
     debug: bool = setting(
         "DEBUG", False, "Refused in production; elsewhere it only raises the log level.", synonyms=("FLASK_DEBUG",)

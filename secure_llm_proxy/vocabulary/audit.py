@@ -34,13 +34,13 @@ class AuditJournal(Protocol):
     def record(self, event: AuditEvent) -> None:
         """Return when `event`, and all handed over before it, is on disk.
 
-        Raises `Unavailable(audit_unavailable)` after the patience (2 s) or at once when too much is unacknowledged; the
-        event stays queued in the first case and is written when the writer is back.
+        Raises `Unavailable(audit_unavailable)` after the patience (2 s); the event stays queued and is written when the
+        writer is back. Raises `NotQueued` at once, and keeps nothing, when too much is unacknowledged.
         """
         ...
 
     def post(self, event: AuditEvent) -> None:
-        """Queue `event` without waiting. Raises `Unavailable` only when the queue is full."""
+        """Queue `event` without waiting. Raises `NotQueued` when the queue is full."""
         ...
 
     def trouble(self) -> str | None:
