@@ -1,7 +1,10 @@
 """Gunicorn's options, from our settings. `gunicorn app:app` and `manage.py serve` both read this file."""
 
+import hashlib
 import os
 import shutil
+import stat
+from pathlib import Path
 from typing import Any
 
 from secure_llm_proxy.settings import load_settings
@@ -31,15 +34,36 @@ accesslog = None
 umask = 0o007
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  a heartbeat must not wait for a disk
 
+
+def _metrics_directory() -> Path:
+    """Counters are memory-mapped files: on a full disk a write to one kills the worker, so memory is preferred."""
+    instance = _server.instance_directory
+    name = f"slp-metrics-{os.getuid()}-{hashlib.sha256(str(instance).encode()).hexdigest()[:16]}"
+    directory = Path("/dev/shm", name)  # noqa: S108  used only if it is ours alone
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        found = directory.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+            return directory
+    except OSError:
+        pass
+    return instance / "run" / "prometheus"
+
+
 # prometheus_client looks at this when it is first imported, so it must stand before any worker loads the app.
-_metrics_dir = _server.instance_directory / "run" / "prometheus"
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_dir)
+_metrics = _metrics_directory()
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics)
 
 
 def on_starting(_server: Any) -> None:
     """Old workers' counters would be added to the new ones'."""
-    shutil.rmtree(_metrics_dir, ignore_errors=True)
-    _metrics_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _metrics.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for old in _metrics.glob("*.db"):
+        old.unlink()
+
+
+def on_exit(_server: Any) -> None:
+    shutil.rmtree(_metrics, ignore_errors=True)
 
 
 def post_fork(_master: Any, worker: Any) -> None:

@@ -94,10 +94,9 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         on_fallback=metrics.limited_locally,
     )
     demo = settings.upstream.api_url is None
-    upstream = OpenAiCompatibleProvider(_upstream_settings(settings), clock=clock)
-    routing = ModelDirectory(
-        settings.upstream, DEMO if demo else PROVIDER, lambda: upstream.list_models(Cancellation()), clock
-    )
+    reached = _upstream_settings(settings)
+    upstream = OpenAiCompatibleProvider(reached, clock=clock)
+    routing = ModelDirectory(reached, DEMO if demo else PROVIDER, lambda: upstream.list_models(Cancellation()), clock)
     journal = SocketJournal(settings.audit)
     house = House(
         admission=admission,
@@ -141,7 +140,9 @@ def _upstream_settings(settings: Settings) -> UpstreamSettings:
             "No provider is configured: set LLM_API_URL, or start with `manage.py serve` for the demo model."
         )
     # The demo gets no key: LLM_API_KEY is meant for somebody else.
-    return upstream.model_copy(update={"api_url": upstream.demo_url, "api_key": None, "models": ()})
+    return upstream.model_copy(
+        update={"api_url": upstream.demo_url, "api_key": None, "models": (), "default_model": None}
+    )
 
 
 def _key_class(settings: Settings) -> RateClass:

@@ -50,7 +50,8 @@ def configuration_page() -> str:
         "near miss of a setting in the environment; the message says which setting was probably meant.",
         "",
         "`FLASK_ENV=production` is the strict profile: it has its own defaults (right column), wants strong secrets and a",
-        "provider, and refuses relaxed settings. Lists are separated by commas.",
+        "provider, and refuses relaxed settings. Lists are separated by commas. An empty value counts as not set; `none` means",
+        "nothing, where a list or a path may be nothing.",
     ]
     for title, section in SECTIONS.items():
         lines += [

@@ -19,7 +19,7 @@ from secure_llm_proxy.foundation.errors import (
 )
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.gateway.docket import Docket, House
-from secure_llm_proxy.gateway.steps import clear_identity, origin_of
+from secure_llm_proxy.gateway.provenance import clear_identity, origin_of
 from secure_llm_proxy.telemetry import ExchangeFacts
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.chat import Completion

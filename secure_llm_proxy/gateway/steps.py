@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Callable
 
 from secure_llm_proxy.foundation import strict_json
@@ -11,12 +9,11 @@ from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, 
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.gateway.docket import Docket, House
-from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
+from secure_llm_proxy.gateway.provenance import clear_identity, origin_of
+from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.caller import Caller, RateClass
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Route
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
-
-_AGENT_KEPT = 1024
 
 
 def admit(house: House, docket: Docket) -> None:
@@ -106,30 +103,3 @@ def audit_intent(house: House, docket: Docket, payload: bytes) -> None:
         raise
     finally:
         docket.audit_s += docket.elapsed_s() - began_s
-
-
-def clear_identity(house: House, docket: Docket) -> dict[str, ClearValue]:
-    """The part of a record that stays readable: who (as identifiers and a pseudonym), through which door, to which model."""
-    clear: dict[str, ClearValue] = {"rt": docket.inbound.door}
-    if docket.caller is not None:
-        person = docket.inbound.person or docket.caller.user_id
-        clear["ak"] = docket.caller.key_id
-        clear["usr"] = docket.caller.user_id
-        clear["sub"] = "s_" + hmac.digest(house.person_key, person.encode(), hashlib.sha256).hex()[:16]
-    if docket.route is not None:
-        clear["mdl"] = docket.route.model
-        clear["up"] = docket.route.provider
-    return clear
-
-
-def origin_of(docket: Docket) -> dict[str, str]:
-    """The sealed part: what a person is known by."""
-    inbound = docket.inbound
-    named = {
-        "address": inbound.address,
-        "agent": inbound.user_agent[:_AGENT_KEPT],
-        "person": inbound.person,
-        "session": inbound.session,
-        "correlation_id": inbound.correlation_id,
-    }
-    return {name: value for name, value in named.items() if value}

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import get_args, get_origin
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ NOT_YET: dict[str, str] = {
 }
 _NEAR_FROM, _TWO_EDITS_FROM = 6, 12
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+NONE = "none"
 # Read by our parts but not settings of ours, so they may stand in `.env` too.
 _FOREIGN = frozenset(
     {"SSL_CERT_FILE", "SSL_CERT_DIR", "TZ", "PYTHONUNBUFFERED", "PROMETHEUS_MULTIPROC_DIR", "NO_COLOR"}
@@ -229,6 +231,12 @@ def _build_section(
 
 def _split(section: type[Section], field: str, value: str) -> object:
     annotation = section.model_fields[field].annotation
+    if value.lower() == NONE and annotation is not str:
+        # A word for "nothing", since an empty value counts as not set and takes the profile's default.
+        if get_origin(annotation) is tuple:
+            return ()
+        if NoneType in get_args(annotation):
+            return None
     if get_origin(annotation) is tuple and get_args(annotation)[0] is str:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if annotation is bool:
@@ -300,6 +308,9 @@ def _contradictions(settings: Settings) -> list[Mistake]:
     url = settings.upstream.api_url
     if url is not None and not url.startswith(("https://", "http://")):
         found.append(Mistake("LLM_API_URL", "must start with https:// or http://"))
+    upstream = settings.upstream
+    if upstream.default_model and upstream.models and upstream.default_model not in upstream.models:
+        found.append(Mistake("DEFAULT_MODEL", "is not among LLM_MODELS"))
     if settings.throttling.rate_window_s is not None and settings.throttling.rate_requests is None:
         found.append(Mistake("RATE_LIMIT_WINDOW", "is set without RATE_LIMIT_REQUESTS"))
     for name, secret in (

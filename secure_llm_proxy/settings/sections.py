@@ -50,7 +50,10 @@ class ServerSettings(Section):
     )
     keepalive_s: int = setting("KEEPALIVE_S", 75, "Seconds an idle client connection is kept.", ge=0)
     send_timeout_s: float = setting(
-        "SEND_TIMEOUT_S", 60.0, "Seconds one write to a client may take; a reader that stalls longer is hung up on.", gt=0
+        "SEND_TIMEOUT_S",
+        60.0,
+        "Seconds one write to a client may take; a reader that stalls longer is hung up on.",
+        gt=0,
     )
     max_requests: int = setting("MAX_REQUESTS", 0, "Requests after which a worker is replaced; 0 is never.", ge=0)
     debug: bool = setting(
@@ -166,12 +169,12 @@ class AdmissionSettings(Section):
     allowed_addresses: tuple[str, ...] = setting(
         "ALLOWED_IPS",
         (),
-        "Networks (CIDR, v4 and v6) that may ask; empty: all.",
+        "Networks (CIDR, v4 and v6) that may ask; `none`: all.",
         production=("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "127.0.0.0/8", "::1/128"),
     )
     blocked_addresses: tuple[str, ...] = setting("BLOCKED_IPS", (), "Networks that may not, whatever ALLOWED_IPS says.")
     allowed_agents: tuple[str, ...] = setting(
-        "ALLOWED_USER_AGENTS", (), "Globs of product tokens that may ask; empty: all."
+        "ALLOWED_USER_AGENTS", (), "Globs of product tokens that may ask; `none`: all."
     )
     blocked_agents: tuple[str, ...] = setting(
         "BLOCKED_USER_AGENTS",
@@ -330,7 +333,7 @@ class TelemetrySettings(Section):
     log_directory: Path | None = setting(
         "LOG_DIR",
         None,
-        "Directory of app.log and app.jsonl; empty: standard output only.",
+        "Directory of app.log and app.jsonl; `none`: standard output only.",
         shown_default="log in INSTANCE_DIR",
         synonyms=("LOG_PATH",),
     )

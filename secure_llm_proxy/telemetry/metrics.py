@@ -6,11 +6,14 @@ Several workers: `PROMETHEUS_MULTIPROC_DIR` must be in the environment before th
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+
+log = logging.getLogger(__name__)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _OWN_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 4)
@@ -85,9 +88,20 @@ class Metrics:
         )
 
     def opened(self) -> None:
-        self._in_progress.inc()
+        """Never raises: counting must not cost a request."""
+        try:
+            self._in_progress.inc()
+        except OSError as error:
+            log.warning("metrics not counted", extra={"why": type(error).__name__})
 
     def closed(self, facts: ExchangeFacts) -> None:
+        """Never raises, as `opened`."""
+        try:
+            self._count(facts)
+        except OSError as error:
+            log.warning("metrics not counted", extra={"why": type(error).__name__})
+
+    def _count(self, facts: ExchangeFacts) -> None:
         self._in_progress.dec()
         self._requests.labels(facts.door, str(facts.status)).inc()
         self._duration.labels(facts.door).observe(facts.duration_s)

@@ -103,7 +103,8 @@ def _body_reader(limits: LimitSettings, presence: ClientWatch) -> Callable[[], b
         try:
             with gevent.Timeout(limits.body_timeout_s):
                 body = _read_bounded(arrived, limits)
-        except gevent.Timeout:
+        except (gevent.Timeout, TimeoutError):
+            # The second is the worker's own bound on a socket, SEND_TIMEOUT_S, where that is shorter.
             raise RequestTimeout("The request body did not arrive in time.") from None
         except ClientDisconnected:
             raise ClientGone("The client left before its body was whole.") from None

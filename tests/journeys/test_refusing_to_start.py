@@ -22,7 +22,12 @@ def _start(tmp_path: Path, settings: dict[str, str], *command: str) -> subproces
     return subprocess.run(
         [sys.executable, *(command or (str(ROOT / "manage.py"), "serve"))],
         cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "INSTANCE_DIR": str(tmp_path / "instance"), **settings},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "INSTANCE_DIR": str(tmp_path / "instance"),
+            **settings,
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -1,0 +1,53 @@
+"""Who asked and where from, as records hold it: a readable part of identifiers, and a sealed part of what a person is
+known by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from secure_llm_proxy.gateway.docket import Docket, House
+from secure_llm_proxy.vocabulary.audit import ClearValue
+
+_AGENT_KEPT = 1024
+_PERSON_KEPT = 256
+
+
+def clear_identity(house: House, docket: Docket) -> dict[str, ClearValue]:
+    """The part of a record that stays readable: who (as identifiers and a pseudonym), through which door, to which model."""
+    clear: dict[str, ClearValue] = {"rt": docket.inbound.door}
+    if docket.caller is not None:
+        person = person_of(docket) or docket.caller.user_id
+        clear["ak"] = docket.caller.key_id
+        clear["usr"] = docket.caller.user_id
+        clear["sub"] = "s_" + hmac.digest(house.person_key, person.encode(), hashlib.sha256).hex()[:16]
+    if docket.route is not None:
+        clear["mdl"] = docket.route.model
+        clear["up"] = docket.route.provider
+    return clear
+
+
+def person_of(docket: Docket) -> str | None:
+    """Who the application says is asking: `X-User-ID`, else OpenAI's `safety_identifier` or `user` of the body."""
+    if docket.inbound.person:
+        return docket.inbound.person
+    if docket.request is not None:
+        for name in ("safety_identifier", "user"):
+            value = docket.request.payload.get(name)
+            if isinstance(value, str) and value:
+                return value[:_PERSON_KEPT]
+    return None
+
+
+def origin_of(docket: Docket) -> dict[str, str]:
+    """The sealed part: what a person is known by."""
+    inbound = docket.inbound
+    named = {
+        "address": inbound.address,
+        "agent": inbound.user_agent[:_AGENT_KEPT],
+        "person": person_of(docket),
+        "session": inbound.session,
+        "correlation_id": inbound.correlation_id,
+    }
+    return {name: value for name, value in named.items() if value}
