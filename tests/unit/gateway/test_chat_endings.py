@@ -558,6 +558,23 @@ def test_a_person_stands_in_clear_only_as_a_pseudonym_that_stays_the_same() -> N
     assert all(isinstance(subject, str) and subject.startswith("s_") and len(subject) == 18 for subject in subjects)
 
 
+def test_the_person_is_the_header_s_else_the_body_s_else_the_key_s_owner() -> None:
+    small = make_house()
+    messages = [{"role": "user", "content": "x"}]
+
+    for person, body in (
+        ("ann", {"messages": messages, "user": "bob"}),
+        (None, {"messages": messages, "user": "ann"}),
+        (None, {"messages": messages, "user": "bob", "safety_identifier": "ann"}),
+        (None, {"messages": messages}),
+    ):
+        chat(small.house, make_inbound(body, person=person), READ)
+
+    subjects = [event.clear["sub"] for event in small.journal.of(AuditType.LLM_START)]
+    assert subjects[0] == subjects[1] == subjects[2]
+    assert subjects[3] != subjects[0]
+
+
 def test_clear_metadata_is_of_types_and_names_that_the_log_takes() -> None:
     from secure_llm_proxy.audit.format import check_metadata  # noqa: PLC0415  the writer's own check
 

@@ -584,3 +584,24 @@ def test_settings_import_nothing_of_the_product_but_themselves() -> None:
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
 
     assert told.stdout.strip() == "[]"
+
+
+def test_none_means_nothing_where_nothing_is_possible(nowhere: Path) -> None:
+    production = {
+        "FLASK_ENV": "production",
+        "SECRET_KEY": "b7e1c09d4f2a4c58a3e61d9078fb25ce",
+        "ENCRYPTION_KEY": "04d8f6a1c27b4e95b3d07f1e6c8a5920",
+        "LLM_API_URL": "https://provider.example/v1",
+        "WORKERS": "1",
+    }
+
+    settings = load({**production, "ALLOWED_IPS": "none", "BLOCKED_USER_AGENTS": "None", "LOG_DIR": "none"}, nowhere)
+
+    assert settings.admission.allowed_addresses == ()
+    assert settings.admission.blocked_agents == ()
+    assert settings.telemetry.log_directory is None
+    assert "LOG_LEVEL" in mistakes_of({**production, "LOG_LEVEL": "none"}, nowhere)
+
+
+def test_a_default_model_that_is_not_on_offer_is_refused(nowhere: Path) -> None:
+    assert "DEFAULT_MODEL" in mistakes_of({"LLM_MODELS": "a,b", "DEFAULT_MODEL": "c"}, nowhere)
