@@ -4,6 +4,7 @@ take local variables, request bodies, breadcrumbs of every library: prompts and 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
 from secure_llm_proxy import __version__
@@ -21,6 +22,7 @@ def start_error_reports(settings: TelemetrySettings, *, environment: str) -> boo
     if settings.sentry_dsn is None:
         return False
     import sentry_sdk  # noqa: PLC0415  not imported at all where it is not wanted
+    from sentry_sdk.integrations.logging import LoggingIntegration  # noqa: PLC0415
 
     sentry_sdk.init(
         dsn=settings.sentry_dsn.get_secret_value(),
@@ -28,6 +30,8 @@ def start_error_reports(settings: TelemetrySettings, *, environment: str) -> boo
         environment=environment,
         default_integrations=False,
         auto_enabling_integrations=False,
+        # What we log at ERROR becomes an event; nothing else of any library does.
+        integrations=[LoggingIntegration(level=None, event_level=logging.ERROR)],
         include_local_variables=False,
         include_source_context=False,
         max_request_body_size="never",
@@ -42,9 +46,18 @@ def start_error_reports(settings: TelemetrySettings, *, environment: str) -> boo
     return True
 
 
-def strip_event(event: Event, _hint: Hint) -> Event:
-    """Keep an allow-list of an event; of its exceptions the class and where, not the message."""
+def strip_event(event: Event, _hint: Hint) -> Event | None:
+    """Keep an allow-list of an event; of its exceptions the class and where, not the message.
+
+    A log line's sentence is kept where it is ours, since ours are constant. A line of somebody else without an
+    exception tells nothing after that and is dropped.
+    """
     kept = cast("Event", {name: value for name, value in event.items() if name in _KEPT})
+    sentence = (event.get("logentry") or {}).get("message")
+    if str(event.get("logger", "")).partition(".")[0] == "secure_llm_proxy" and isinstance(sentence, str):
+        kept["logentry"] = {"message": sentence}
+    elif "exception" not in kept:
+        return None
     if "exception" in kept:
         kept["exception"] = {"values": [_stripped(exception) for exception in kept["exception"].get("values", [])]}
     return kept

@@ -139,5 +139,6 @@ def test_an_event_is_cut_down_to_an_allow_list() -> None:
     assert first["stacktrace"]["frames"][0] == {"filename": "a.py", "function": "f", "lineno": 3}
 
 
-def test_an_event_without_an_exception_is_cut_too() -> None:
-    assert strip_event(cast("Event", {"level": "info", "message": CANARY}), {}) == {"level": "info"}
+def test_an_event_that_says_nothing_after_the_cut_is_dropped() -> None:
+    assert strip_event(cast("Event", {"level": "info", "message": CANARY}), {}) is None
+    assert strip_event(cast("Event", {"logger": "urllib3", "logentry": {"message": CANARY}}), {}) is None
