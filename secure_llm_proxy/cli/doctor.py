@@ -19,6 +19,7 @@ from secure_llm_proxy.audit.segments import host_directory
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import json_option, show_json, show_table
 from secure_llm_proxy.cli.status import fetch_health
+from secure_llm_proxy.cli.usable_settings import unusable
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.settings import Settings, SettingsError
@@ -70,6 +71,8 @@ def _examine(context: CommandContext) -> Iterator[Check]:
             yield Check(f"setting {mistake.name}", Level.FAILED, mistake.problem, "see docs/configuration.md")
         return
     yield Check("settings", Level.OK, f"profile {settings.server.profile}")
+    for sentence in unusable(settings):
+        yield Check("settings", Level.FAILED, sentence, "no server starts like this")
     for name, why in relaxed_settings(settings):
         yield Check(f"setting {name}", Level.WARNING, why, f"remove {name}; production refuses it")
     yield from _secrets(settings)
@@ -124,6 +127,9 @@ def _files(settings: Settings) -> Iterator[Check]:
         if not path.exists():
             continue
         mode = stat.S_IMODE(path.stat().st_mode)
+        folder = path.resolve().parent.stat().st_mode
+        # Whom the folder keeps out does not get at the file, whatever its own mode.
+        mode &= ~(0 if folder & stat.S_IXOTH else stat.S_IRWXO) & ~(0 if folder & stat.S_IXGRP else stat.S_IRWXG)
         forbidden = 0o077 if path.name != "app.db" else 0o007
         if mode & forbidden:
             yield Check(
@@ -152,7 +158,7 @@ def _redis(settings: Settings) -> Check:
             name = policy.get("maxmemory-policy") if isinstance(policy, dict) else None
     except redis.ResponseError:
         return Check("redis", Level.OK, "answers (CONFIG is not allowed, its policy is unknown)")
-    except redis.RedisError as error:
+    except (redis.RedisError, ValueError) as error:  # ValueError: a URL that can't be read
         return Check("redis", Level.FAILED, type(error).__name__, "start it, or correct REDIS_URL and REDIS_PASSWORD")
     if name != "noeviction":
         return Check(

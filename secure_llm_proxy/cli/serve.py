@@ -15,11 +15,12 @@ from secure_llm_proxy import __version__
 from secure_llm_proxy.audit import initialise, running_writer
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.database_schema import require_current_schema, run_migrations
+from secure_llm_proxy.cli.usable_settings import require_usable
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.identifiers import new_user_id
 from secure_llm_proxy.identity import Role, draw_api_key
 from secure_llm_proxy.server.supervisor import Supervisor, require_free_address
-from secure_llm_proxy.settings import Settings
+from secure_llm_proxy.settings import Settings, load_settings
 from secure_llm_proxy.telemetry import configure_logs
 
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -52,17 +53,13 @@ def first_run(host: str | None, port: int | None) -> None:
         click.echo(f"Secrets were generated into {made_env} (readable by you alone).")
     database = Database(settings.database)
     run_migrations(database.engine, "upgrade", "head")
-    shown: list[str] = []
     genesis = initialise(context.audit_settings)
+    # Each secret is told as soon as it exists: what comes after it may fail, and it is kept nowhere.
     if genesis.owner_private_key is not None:
-        shown += [
-            "Audit owner key (shown once; keep it offline, a restored log needs it):",
-            f"    {genesis.owner_private_key}",
-        ]
+        click.echo("Audit owner key (shown once; keep it offline, a restored log needs it):")
+        click.echo(f"    {genesis.owner_private_key}")
     with running_writer(context.audit_settings):
-        key = _first_admin_and_key(context, shown)
-    for line in shown:
-        click.echo(line)
+        key = _first_admin_and_key(context)
     sys.exit(_serve(settings, lambda: _say_how_to_ask(settings, key)))
 
 
@@ -106,12 +103,13 @@ def _override(host: str | None, port: int | None) -> None:
 def _serve(settings: Settings, on_ready: Callable[[], None]) -> int:
     configure_logs(settings.telemetry, to_files=False)
     require_free_address(settings)
+    require_usable(settings)
     require_current_schema(Database(settings.database))
-    return Supervisor(settings, project=_PROJECT).run(on_ready)
+    return Supervisor(settings, project=_PROJECT, check=lambda: require_usable(load_settings())).run(on_ready)
 
 
-def _first_admin_and_key(context: CommandContext, shown: list[str]) -> str | None:
-    """Make the first admin and key when there is no user yet; the key is returned once and stored nowhere."""
+def _first_admin_and_key(context: CommandContext) -> str | None:
+    """Make and tell the first admin and key when there is no user yet; the key is returned once and stored nowhere."""
     if context.database.run(context.accounts.list_users):
         return None
     accounts = context.accounts
@@ -128,6 +126,8 @@ def _first_admin_and_key(context: CommandContext, shown: list[str]) -> str | Non
     token = context.change(
         "user.setup_token", user_id, {}, {"username": _ADMIN}, lambda session: accounts.start_setup(session, _ADMIN)
     )
+    click.echo(f"First admin: {_ADMIN}. One-time setup token (1 h; set a password with: manage.py setup-password):")
+    click.echo(f"    {token.secret}")
     issued = context.change(
         "key.create",
         drawn.kid,
@@ -135,12 +135,8 @@ def _first_admin_and_key(context: CommandContext, shown: list[str]) -> str | Non
         {"username": _ADMIN, "name": _FIRST_KEY},
         lambda session: accounts.create_api_key(session, username=_ADMIN, name=_FIRST_KEY, drawn=drawn),
     )
-    shown += [
-        f"First admin: {_ADMIN}. One-time setup token (1 h; set a password with: manage.py setup-password):",
-        f"    {token.secret}",
-        "API key (shown once):",
-        f"    {issued.secret}",
-    ]
+    click.echo("API key (shown once):")
+    click.echo(f"    {issued.secret}")
     return issued.secret
 
 

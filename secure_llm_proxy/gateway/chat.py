@@ -75,5 +75,5 @@ def _forward_stream(house: House, docket: Docket, payload: bytes) -> RelayedStre
     except ProxyError:
         docket.upstream_s = time.monotonic() - started
         raise
-    docket.first_event_s = docket.upstream_s = time.monotonic() - started
+    docket.upstream_s = time.monotonic() - started
     return RelayedStream(house, docket, stream, started)

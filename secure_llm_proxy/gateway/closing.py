@@ -93,7 +93,7 @@ def close_interrupted(house: House, docket: Docket, body: bytes = b"{}") -> None
             record_end(
                 house,
                 docket,
-                EndStatus.INTERNAL_ERROR,
+                EndStatus.INTERNAL_ERROR if docket.sent else EndStatus.NOT_SENT,
                 status=503,
                 code=ErrorCode.INTERNAL_ERROR,
                 body=body,

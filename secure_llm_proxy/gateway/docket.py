@@ -80,8 +80,6 @@ class Docket:
     started_record: RecordId | None = None
     usage: Usage = field(default_factory=Usage)
     upstream_s: float | None = None
-    first_event_s: float | None = None
-    audit_s: float = 0.0
     sent: bool = False
     """The provider has been asked, or may have been."""
     ended: bool = False

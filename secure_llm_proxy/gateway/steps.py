@@ -92,7 +92,6 @@ def audit_intent(house: House, docket: Docket, payload: bytes) -> None:
     clear = {**clear_identity(house, docket), "dec": "allow", "n_in": len(payload)}
     if docket.request is not None:
         clear["str"] = docket.request.stream
-    began_s = docket.elapsed_s()
     try:
         house.journal.record(
             AuditEvent(record, AuditType.LLM_START, inbound.exchange_id, EventName.CHAT_REQUEST, clear, body)
@@ -101,5 +100,3 @@ def audit_intent(house: House, docket: Docket, payload: bytes) -> None:
         # Nothing will ever stand in the log, so there is nothing to end.
         docket.started_record = None
         raise
-    finally:
-        docket.audit_s += docket.elapsed_s() - began_s

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from secure_llm_proxy.foundation.errors import OperatorError
-from secure_llm_proxy.settings import Settings
+from secure_llm_proxy.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +72,14 @@ class Child:
 
 
 class Supervisor:
-    """Runs until SIGTERM or SIGINT; then stops the children in reverse order and returns 0."""
+    """Runs until SIGTERM or SIGINT; then stops the children in reverse order and returns 0.
 
-    def __init__(self, settings: Settings, *, project: Path) -> None:
+    `check` reads the settings anew and raises `SettingsError` or `OperatorError` when no server could run with them.
+    """
+
+    def __init__(self, settings: Settings, *, project: Path, check: Callable[[], object]) -> None:
         self._settings = settings
+        self._check = check
         self._project = project
         self._stopping = False
         self._demo_port = _free_port() if settings.upstream.api_url is None else None
@@ -136,7 +140,7 @@ class Supervisor:
                 command=[python, "-m", "gunicorn", "-c", str(self._project / "gunicorn.conf.py"), "app:app"],
                 environment=web,
                 stop_s=settings.server.graceful_timeout_s + 10,
-                is_up=lambda: _listens(_server_address(settings)),
+                is_up=lambda: _answers(_server_address(settings)),
             )
         )
         return children
@@ -173,7 +177,15 @@ class Supervisor:
         self._stopping = True
 
     def _reload(self, _signal: int, _frame: object) -> None:
-        """SIGHUP: gunicorn loads settings and application anew and lets running requests end."""
+        """SIGHUP: gunicorn loads settings and application anew and lets running requests end.
+
+        Not with wrong settings: gunicorn would end at once, and take every running request along.
+        """
+        try:
+            self._check()
+        except (SettingsError, OperatorError) as error:
+            log.error("not reloaded, the settings are wrong", extra={"why": str(error)})  # noqa: TRY400  it says it all
+            return
         server = self._children[-1].process
         if server is not None and server.poll() is None:
             server.send_signal(signal.SIGHUP)
@@ -222,6 +234,17 @@ def _server_address(settings: Settings) -> tuple[str, int] | Path:
 
 
 def _listens(address: tuple[str, int] | Path) -> bool:
+    return _heard(address, b"") is not None
+
+
+def _answers(address: tuple[str, int] | Path) -> bool:
+    """gunicorn's master listens before it knows whether any worker can start: only a worker's answer tells."""
+    heard = _heard(address, b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    return heard is not None and heard.startswith(b"HTTP/1.1 200 ")
+
+
+def _heard(address: tuple[str, int] | Path, question: bytes) -> bytes | None:
+    """The first bytes of the answer; None when nobody listens or answers within a second."""
     if isinstance(address, Path):
         family, target = socket.AF_UNIX, str(address)
     else:
@@ -231,9 +254,10 @@ def _listens(address: tuple[str, int] | Path) -> bool:
         probe.settimeout(1)
         try:
             probe.connect(target)
+            probe.sendall(question)
+            return probe.recv(64) if question else b""
         except OSError:
-            return False
-        return True
+            return None
 
 
 def _free_port() -> int:

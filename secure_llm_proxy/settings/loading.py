@@ -311,6 +311,14 @@ def _contradictions(settings: Settings) -> list[Mistake]:
     upstream = settings.upstream
     if upstream.default_model and upstream.models and upstream.default_model not in upstream.models:
         found.append(Mistake("DEFAULT_MODEL", "is not among LLM_MODELS"))
+    longest_s = settings.limits.body_timeout_s + upstream.total_timeout_s
+    if settings.throttling.slot_ttl_s < longest_s:
+        found.append(
+            Mistake(
+                "IN_FLIGHT_TTL_S",
+                f"is less than a request may take ({longest_s:g} s: BODY_TIMEOUT_S and UPSTREAM_TOTAL_TIMEOUT_S)",
+            )
+        )
     if settings.throttling.rate_window_s is not None and settings.throttling.rate_requests is None:
         found.append(Mistake("RATE_LIMIT_WINDOW", "is set without RATE_LIMIT_REQUESTS"))
     for name, secret in (

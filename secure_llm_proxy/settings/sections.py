@@ -44,11 +44,11 @@ class ServerSettings(Section):
     graceful_timeout_s: int = setting(
         "GRACEFUL_TIMEOUT_S",
         30,
-        "Seconds that running requests have to end when the server stops.",
+        "Seconds that the server takes to stop at most; running requests have all of them but the last 5.",
         synonyms=("SHUTDOWN_TIMEOUT",),
         ge=1,
     )
-    keepalive_s: int = setting("KEEPALIVE_S", 75, "Seconds an idle client connection is kept.", ge=0)
+    keepalive_s: int = setting("KEEPALIVE_S", 75, "Seconds an idle client connection is kept.", ge=1)
     send_timeout_s: float = setting(
         "SEND_TIMEOUT_S",
         60.0,
@@ -57,7 +57,7 @@ class ServerSettings(Section):
     )
     max_requests: int = setting("MAX_REQUESTS", 0, "Requests after which a worker is replaced; 0 is never.", ge=0)
     debug: bool = setting(
-        "DEBUG", False, "Refused in production; elsewhere it only raises the log level.", synonyms=("FLASK_DEBUG",)
+        "DEBUG", False, "Refused in production; elsewhere it only sets LOG_LEVEL to DEBUG.", synonyms=("FLASK_DEBUG",)
     )
 
 
@@ -125,7 +125,9 @@ class LimitSettings(Section):
     )
     messages_max: int = setting("MAX_MESSAGES", 512, "Most messages in one request.", ge=1)
     server_names: tuple[str, ...] = setting(
-        "SERVER_NAMES", (), "Host names that requests may name (comma list, `*.` globs); empty: any. Others get 421."
+        "SERVER_NAMES",
+        (),
+        "Host names that requests may name (comma list, `*.` globs); empty: any. Others get 421, except for health.",
     )
 
 
@@ -160,7 +162,9 @@ class UpstreamSettings(Section):
     total_timeout_s: float = setting("UPSTREAM_TOTAL_TIMEOUT_S", 600.0, "Seconds for the whole answer.", gt=0)
     answer_bytes_max: int = setting("MAX_RESPONSE_SIZE", 16 * _MIB, "Largest answer, bytes.", ge=1024)
     event_bytes_max: int = setting("MAX_EVENT_SIZE", _MIB, "Largest single event of a stream, bytes.", ge=1024)
-    connections_max: int = setting("UPSTREAM_CONNECTIONS_MAX", 200, "Idle connections kept per worker.", ge=1)
+    connections_max: int = setting(
+        "UPSTREAM_CONNECTIONS_MAX", 200, "Idle connections kept per worker; 0: a new one for each request.", ge=0
+    )
 
 
 class AdmissionSettings(Section):
@@ -202,7 +206,7 @@ class IdentitySettings(Section):
         synonyms=("API_KEY_VALIDATION",),
     )
     password_length_min: int = setting(
-        "PASSWORD_MIN_LENGTH", 15, "Shortest password; 12 suffices once a second factor is enrolled.", ge=8, le=128
+        "PASSWORD_MIN_LENGTH", 15, "Shortest password. 15, since there is no second factor yet.", ge=8, le=128
     )
     password_require_uppercase: bool = setting(
         "PASSWORD_REQUIRE_UPPERCASE", False, "Origin's rule; NIST 800-63B advises against it."

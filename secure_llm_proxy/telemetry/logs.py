@@ -10,7 +10,6 @@ import logging
 import logging.handlers
 import sys
 import traceback
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -112,8 +111,3 @@ def _places_of(exc_info: _ExcInfo) -> str:
         f"{Path(frame.filename).name}:{frame.lineno}:{frame.name}" for frame in reversed(traceback.extract_tb(trace))
     )
     return f"{kind.__name__} at {places}"
-
-
-def extra_of(fields: Mapping[str, object]) -> dict[str, object]:
-    """Fields for `extra=`, without those that say nothing."""
-    return {name: value for name, value in fields.items() if value is not None}

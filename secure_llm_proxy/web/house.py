@@ -15,7 +15,7 @@ _EXTENSION = "secure_llm_proxy"
 
 @dataclass(frozen=True, slots=True)
 class WebHouse:
-    """`troubles` asks every part for a sentence, None where all is well; `key_header` carries an API key."""
+    """`troubles` asks every part for a sentence, None where all is well; `relaxed` is each weakened setting and why."""
 
     house: House
     settings: Settings

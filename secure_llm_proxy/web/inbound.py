@@ -30,6 +30,7 @@ from secure_llm_proxy.web.presence import ClientWatch
 _KEY_IN_TEXT = re.compile(r"slp_(?:live|test|adm)_")
 _PERSON_MAX = 256
 _CHUNK = 64 * 1024
+_CHUNKED_STEP = 2048
 
 
 def exchange_id_of_request() -> ExchangeId:
@@ -68,8 +69,10 @@ def inbound_of_request(door: str) -> Inbound:
 
 
 def _has_key_in_url(request: Request) -> bool:
-    # Any bytes may stand there, and an escaped key is a key.
-    return _KEY_IN_TEXT.search(f"{request.path}?{unquote(request.query_string.decode('latin-1'))}") is not None
+    # The target as it came: path, query, fragment, user part. Escaped once or twice, a key is a key.
+    target = str(request.environ.get("RAW_URI") or f"{request.path}?{request.query_string.decode('latin-1')}")
+    once = unquote(target)
+    return any(_KEY_IN_TEXT.search(text) for text in (target, once, unquote(once)))
 
 
 def _credentials(request: Request, key_header: str) -> tuple[str, ...]:
@@ -123,7 +126,9 @@ def _body_reader(limits: LimitSettings, presence: ClientWatch) -> Callable[[], b
 
 def _read_bounded(arrived: Request, limits: LimitSettings) -> bytes:
     read, size = [], 0
-    while chunk := arrived.stream.read(_CHUNK):
+    step = _CHUNK if arrived.content_length is not None else _CHUNKED_STEP
+    while chunk := arrived.stream.read(step):
+        gevent.sleep(0)
         size += len(chunk)
         if size > limits.body_bytes_max:
             raise _too_large(limits)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+from typing_extensions import TypeAliasType
 
 from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest
 
 Number = StrictInt | StrictFloat
 ModelName = Annotated[StrictStr, Field(min_length=1, max_length=256)]
+
+
+# An alias of its own, because Python 3.11 cannot hash FailFast inside a union.
+Parts = TypeAliasType("Parts", Annotated[list[dict[str, Any]], FailFast()])
 
 
 class Message(BaseModel):
@@ -18,7 +33,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Annotated[StrictStr, Field(min_length=1, max_length=64)]
-    content: StrictStr | list[dict[str, Any]] | None = None
+    content: StrictStr | Parts | None = None
     name: StrictStr | None = None
 
 
@@ -38,6 +53,16 @@ class Parameters(BaseModel):
     safety_identifier: StrictStr | None = None
     stream_options: dict[str, Any] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+
+
+def require_at_most(messages: object, messages_max: int) -> None:
+    """Before anything is made of them: a wrong item costs a hundred times its size in errors."""
+    if isinstance(messages, list) and len(messages) > messages_max:
+        raise InvalidRequest(
+            f"Too many messages: {len(messages)}, at most {messages_max}.",
+            code=ErrorCode.INVALID_VALUE,
+            param="messages",
+        )
 
 
 def invalid(error: ValidationError) -> InvalidRequest:

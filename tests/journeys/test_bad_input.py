@@ -132,7 +132,7 @@ def test_a_bad_credential_is_401_and_recorded(proxy: RunningProxy, headers: dict
     assert record["ev"] == "AUTHENTICATION_FAILED"
 
 
-def test_expired_and_revoked_keys_have_their_own_codes(proxy: RunningProxy) -> None:
+def test_a_revoked_key_has_its_own_code(proxy: RunningProxy) -> None:
     user = proxy.create_user()
     revoked = proxy.create_api_key(user)
     proxy.command("revoke-api-key", "--key-id", revoked.split("_")[2], "--yes")
@@ -197,7 +197,7 @@ def test_what_is_not_http_is_refused_as_json_without_quoting_it(proxy: RunningPr
 
     head, _, body = received.partition(b"\r\n\r\n")
     status = int(head.split()[1])
-    assert 400 <= status < 502, head
+    assert 400 <= status < 500, head
     assert b"application/json" in head
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}

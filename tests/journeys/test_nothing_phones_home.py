@@ -32,7 +32,9 @@ def test_the_product_speaks_to_the_provider_and_to_nobody_else(short_folder: Pat
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["session"]["chat"] == told["session"]["demo"] == 200
     assert told["session"]["stream"] > 1
-    assert told["session"]["ready"] == 200
+    assert told["session"]["ready"] == told["session"]["metrics"] == told["session"]["status"] == 200
+    assert told["session"]["doctor"] == told["session"]["verify"] == 0
+    assert told["session"]["refused"] == 401
     assert told["to_provider"] > 0
     assert told["strangers"] == []
     assert len(told["control"]) >= 2, "the listener hears nothing, so its silence proves nothing"

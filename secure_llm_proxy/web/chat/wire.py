@@ -10,7 +10,7 @@ from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.settings import LimitSettings
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Usage
-from secure_llm_proxy.web.wire import Message, ModelName, Parameters, invalid
+from secure_llm_proxy.web.wire import Message, ModelName, Parameters, invalid, require_at_most
 
 _OWN_NAMES = frozenset({"prompt", "message", "model_name"})
 
@@ -27,6 +27,7 @@ def read_prompt(body: JsonObject, limits: LimitSettings) -> ChatRequest:
 
     Raises `InvalidRequest`. Every other parameter goes to the provider as it came.
     """
+    require_at_most(body.get("messages"), limits.messages_max)
     try:
         request = PromptRequest.model_validate(body)
     except ValidationError as error:
@@ -43,8 +44,6 @@ def read_prompt(body: JsonObject, limits: LimitSettings) -> ChatRequest:
     prompt = request.prompt if request.prompt is not None else request.message
     if prompt is not None and not prompt.strip():
         raise InvalidRequest(f"`{given[0]}` is empty.", code=ErrorCode.INVALID_VALUE, param=given[0])
-    if request.messages is not None and len(request.messages) > limits.messages_max:
-        raise InvalidRequest(f"Too many messages, at most {limits.messages_max}.", param="messages")
     if (
         length := len(prompt) if prompt is not None else _text_length(request.messages or [])
     ) > limits.prompt_characters_max:

@@ -6,10 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.vocabulary.chat import ChatRequest
-from secure_llm_proxy.web.wire import Message, Parameters, invalid
+from secure_llm_proxy.web.wire import Message, Parameters, invalid, require_at_most
 
 
 class ChatCompletionRequest(Parameters):
@@ -18,14 +17,9 @@ class ChatCompletionRequest(Parameters):
 
 def read_chat_completion(body: JsonObject, *, messages_max: int) -> ChatRequest:
     """Raises `InvalidRequest` naming the parameter. The payload keeps every parameter as it came."""
+    require_at_most(body.get("messages"), messages_max)
     try:
         request = ChatCompletionRequest.model_validate(body)
     except ValidationError as error:
         raise invalid(error) from None
-    if len(request.messages) > messages_max:
-        raise InvalidRequest(
-            f"Too many messages: {len(request.messages)}, at most {messages_max}.",
-            code=ErrorCode.INVALID_VALUE,
-            param="messages",
-        )
     return ChatRequest(model=request.model, stream=bool(request.stream), payload=body)

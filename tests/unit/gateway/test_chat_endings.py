@@ -412,9 +412,9 @@ def test_a_stop_while_the_provider_answers_is_recorded_on_the_way_out(
     assert_closed_once(small, logs)
 
 
-@pytest.mark.parametrize("kind", [AuditType.LLM_START, AuditType.LLM_END])
-def test_a_stop_while_a_record_is_waited_for_frees_the_slot_and_writes_one_end(
-    kind: AuditType, logs: LogCapture
+@pytest.mark.parametrize(("kind", "status"), [(AuditType.LLM_START, "not_sent"), (AuditType.LLM_END, "complete")])
+def test_a_stop_while_a_record_is_waited_for_frees_the_slot_and_writes_one_true_end(
+    kind: AuditType, status: str, logs: LogCapture
 ) -> None:
     small = make_house()
     small.journal.refusal = stop_recording_at(kind, error=GreenletExit)
@@ -422,7 +422,7 @@ def test_a_stop_while_a_record_is_waited_for_frees_the_slot_and_writes_one_end(
     with pytest.raises(GreenletExit):
         chat(small.house, make_inbound(), READ)
 
-    assert len(small.journal.of(AuditType.LLM_END)) == 1
+    assert [end.clear["st"] for end in small.journal.of(AuditType.LLM_END)] == [status]
     assert_closed_once(small, logs)
 
 

@@ -52,6 +52,21 @@ def write_env(folder: Path, **values: str) -> Path:
     return path
 
 
+# --- settings that belong together ------------------------------------------------------------------------------------
+
+
+def test_a_slot_must_outlive_the_longest_request(nowhere: Path) -> None:
+    assert load({**BASE, "UPSTREAM_TOTAL_TIMEOUT_S": "870"}, nowhere).throttling.slot_ttl_s == 900
+
+    mistakes = mistakes_of({**BASE, "UPSTREAM_TOTAL_TIMEOUT_S": "871"}, nowhere)
+
+    assert set(mistakes) == {"IN_FLIGHT_TTL_S"}
+
+
+def test_a_connection_without_patience_is_refused(nowhere: Path) -> None:
+    assert set(mistakes_of({**BASE, "KEEPALIVE_S": "0"}, nowhere)) == {"KEEPALIVE_S"}
+
+
 # --- what is given and what is not ------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from secure_llm_proxy.settings import TelemetrySettings
 from secure_llm_proxy.telemetry import configure_logs
-from secure_llm_proxy.telemetry.logs import _JsonLines, _TextLines, extra_of
+from secure_llm_proxy.telemetry.logs import _JsonLines, _TextLines
 
 CANARY = "canary-prompt-5c1e my card is 4111 1111 1111 1111"
 HOSTILE = [
@@ -90,7 +90,6 @@ def test_the_processing_time_stays_last_beside_an_exception() -> None:
 
 def test_fields_that_say_nothing_are_left_out() -> None:
     assert "model" not in _TextLines().format(record_of("x", model=None))
-    assert extra_of({"a": 0, "b": None, "c": ""}) == {"a": 0, "c": ""}
 
 
 @pytest.mark.parametrize("value", HOSTILE, ids=ascii)

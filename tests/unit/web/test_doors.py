@@ -258,7 +258,15 @@ NAMES = Settings(limits=LimitSettings(server_names=("llm.example.test", "*.inter
      "127.0.0.1", "127.0.0.1:5000", "[::1]", "[::1]:5000"],
 )  # fmt: skip
 def test_a_host_name_of_ours_is_answered(small: SmallHouse, host: str) -> None:
-    assert make_app(small, NAMES).test_client().get("/health/live", headers={"Host": host}).status_code == 200
+    assert make_app(small, NAMES).test_client().get("/metrics", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7:5000", "localhost", "evil.test"])
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/api/health"])
+def test_health_is_told_under_any_host_name_because_balancers_ask_by_address(
+    small: SmallHouse, path: str, host: str
+) -> None:
+    assert make_app(small, NAMES).test_client().get(path, headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -268,8 +276,8 @@ def test_a_host_name_of_ours_is_answered(small: SmallHouse, host: str) -> None:
      "localhost", "llm.example.test.", "llm.example.test/evil", "llm.example.test evil", "llm.example.test,evil.test", " ", "[",
      "]", "[::1", "::1]", ":5000", "ä.internal.test", "a\tb", "%6clm.example.test", "llm.example.test\\evil", "a?b", "a#b"],
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["/health/live", "/v1/models", "/nowhere"])
-def test_another_host_name_is_refused_at_every_door(small: SmallHouse, host: str, path: str) -> None:
+@pytest.mark.parametrize("path", ["/metrics", "/security/status", "/v1/models", "/nowhere"])
+def test_another_host_name_is_refused_at_every_other_door(small: SmallHouse, host: str, path: str) -> None:
     answer = make_app(small, NAMES).test_client().get(path, headers={"Host": host, **BEARER})
 
     assert answer.status_code in {400, 421}, answer.data
