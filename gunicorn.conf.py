@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from secure_llm_proxy.settings import load_settings
 _settings = load_settings()
 _server = _settings.server
 
-bind = _server.bind or f"{_server.host}:{_server.port}"
+_host = f"[{_server.host}]" if ":" in _server.host else _server.host
+bind = _server.bind or f"{_host}:{_server.port}"
 workers = _server.workers
 worker_class = "secure_llm_proxy.server.worker.Worker"
 worker_connections = _server.worker_connections
@@ -76,8 +78,8 @@ def child_exit(_server: Any, worker: Any) -> None:
     multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
 
 
-def worker_exit(_server: Any, worker: Any) -> None:
+def worker_exit(_server: Any, _worker: Any) -> None:
     """The last requests are over: hand the rest to the audit writer, flush what was collected."""
-    from app import stop  # noqa: PLC0415
-
-    stop()
+    # Only a worker whose application was built has anything to hand over.
+    if loaded := sys.modules.get("app"):
+        loaded.stop()

@@ -100,5 +100,4 @@ def _web_house(settings: Settings, services: Services) -> WebHouse:
         security_status=security_status,
         render_metrics=lambda: render_metrics(services.metrics),
         relaxed=tuple(relaxed_settings(settings)),
-        demo=services.demo,
     )

@@ -108,7 +108,6 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         upstream=upstream,
         journal=journal,
         metrics=metrics,
-        limits=settings.limits,
         person_key=derive_key(secret_key, "slp/person"),
     )
     troubles = {"database": database.trouble, "audit": journal.trouble, "upstream": upstream.trouble}
@@ -162,8 +161,8 @@ def _repeat(work: Callable[[], object], every_s: float) -> None:
         gevent.sleep(every_s)
         try:
             work()
-        except ProxyError as error:
-            log.warning("background work failed", extra={"detail": error.detail, "code": error.code})
+        except Exception as error:  # noqa: BLE001  it must go on for as long as the worker lives
+            log.warning("background work failed", extra={"why": type(error).__name__})
 
 
 def _kept(ask: Callable[[], str | None]) -> Callable[[], str | None]:

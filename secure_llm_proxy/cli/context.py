@@ -77,13 +77,24 @@ class CommandContext:
         body: Mapping[str, object],
         apply: Callable[[Session], T],
     ) -> T:
-        """Record the intent durably, apply it in one transaction, record the result.
+        """Record the intent durably, apply it in one transaction, record the result; see `recorded`."""
+        database = self.database
+        return self.recorded(action, subject, clear, body, lambda: database.run(apply))
+
+    def recorded(
+        self,
+        action: str,
+        subject: str,
+        clear: Mapping[str, ClearValue],
+        body: Mapping[str, object],
+        apply: Callable[[], T],
+    ) -> T:
+        """Record the intent durably, call `apply`, record the result.
 
         `clear` stays readable in the log, `body` is sealed; neither may hold a secret. Raises `OperatorError`, and
         applies nothing, when the intent can't be recorded.
         """
         change_id = "adm_" + ulid()
-        database = self.database
         told: dict[str, ClearValue] = {"act": action, "subject": subject, "by": f"host:{getpass.getuser()}", **clear}
         with running_writer(self.audit_settings):
             journal = SocketJournal(self.audit_settings)
@@ -99,7 +110,7 @@ class CommandContext:
                     )
                 )
                 try:
-                    result = database.run(apply)
+                    result = apply()
                 except BaseException as error:
                     self._record_result(journal, change_id, {**told, "ok": False, "why": type(error).__name__})
                     raise

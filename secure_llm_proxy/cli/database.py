@@ -33,7 +33,7 @@ def downgrade(context: CommandContext, revision: str, *, yes: bool) -> None:
     if not yes:
         click.confirm(f"Take the schema back to {revision}? What newer tables hold is lost.", abort=True)
     database = Database(context.settings.database)
-    run_migrations(database.engine, "downgrade", revision)
+    context.recorded("db.downgrade", revision, {}, {}, lambda: run_migrations(database.engine, "downgrade", revision))
     click.echo(f"The database schema is at {current_revision(database.engine) or 'base'}.")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from dotenv import dotenv_values
 
 from secure_llm_proxy import __version__
 from secure_llm_proxy.audit import initialise, running_writer
@@ -44,7 +45,8 @@ def serve(context: CommandContext, host: str | None, port: int | None) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="TCP port; overrides PORT.")
 def first_run(host: str | None, port: int | None) -> None:
     """Make what is missing (secrets, database, first admin and key, audit log), then serve. Called by scripts/run."""
-    made_env = write_env(Path(os.environ.get("ENV_FILE", ".env")))
+    env_file = Path(os.environ.get("ENV_FILE", ".env"))
+    made_env = write_env(env_file) or complete_env(env_file)
     _override(host, port)
     context = CommandContext()
     settings = context.settings
@@ -84,12 +86,30 @@ def write_env(path: Path) -> Path | None:
     return path
 
 
+def complete_env(path: Path) -> Path | None:
+    """Add the secrets to an `.env` that somebody wrote before the first start; None when it has them.
+
+    Only while there is no data: made anew beside a database or a log, they would void every key and close every record.
+    """
+    values = dotenv_values(path, interpolate=False)
+    missing = [name for name in _GENERATED if not values.get(name) and not os.environ.get(name)]
+    instance = Path(os.environ.get("INSTANCE_DIR") or values.get("INSTANCE_DIR") or "instance")
+    used = values.get("DATABASE_URL") or os.environ.get("DATABASE_URL") or (instance / "audit").exists()
+    if not missing or used or (instance / "app.db").exists():
+        return None
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n# Added by scripts/run. Keep them: without these secrets keys are void.\n")
+        file.write("".join(f"{name}={secrets.token_hex(32)}\n" for name in missing))
+    path.chmod(0o600)
+    return path
+
+
 def address_of(settings: Settings) -> str:
     """Where the server listens, as a URL or a socket's path."""
     if settings.server.bind is not None:
         return settings.server.bind
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.server.host, settings.server.host)  # noqa: S104
-    return f"http://{host}:{settings.server.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.server.host, settings.server.host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.server.port}"
 
 
 def _override(host: str | None, port: int | None) -> None:

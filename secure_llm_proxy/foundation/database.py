@@ -79,6 +79,8 @@ class Database:
         if self.is_sqlite:
             if url.database and url.database != ":memory:":
                 Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                # SQLite makes its files as readable as the umask allows; users and key digests are nobody else's.
+                Path(url.database).touch(mode=0o600)
             self.engine = create_engine(url, poolclass=NullPool if url.database else None)
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_immediate)

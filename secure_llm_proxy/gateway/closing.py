@@ -186,7 +186,7 @@ def finish(
         "rule": docket.rule,
         "detail": detail,
         "overhead_ms": round(docket.overhead_s() * 1000, 3),
-        "PROCESSING_TIME": round(elapsed_s * 1000, 3),
+        EventName.PROCESSING_TIME.value: round(elapsed_s * 1000, 3),
     }
     log.info(event.value, extra={name: value for name, value in fields.items() if value is not None})
 

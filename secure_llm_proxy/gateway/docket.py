@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import ProxyError
 from secure_llm_proxy.foundation.identifiers import RecordId
-from secure_llm_proxy.settings import LimitSettings
 from secure_llm_proxy.throttling import Hold, Throttle
 from secure_llm_proxy.vocabulary.audit import AuditJournal
 from secure_llm_proxy.vocabulary.caller import Caller, RateClass
@@ -61,7 +60,6 @@ class House:
     upstream: UpstreamRoom
     journal: AuditJournal
     metrics: MetricsRoom
-    limits: LimitSettings
     person_key: bytes
 
 

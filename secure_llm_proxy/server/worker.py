@@ -88,6 +88,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request. Neither answer nor log quotes a byte of it: it may hold a key."""
+        if isinstance(exc, gevent.GreenletExit | SystemExit):
+            # The worker is being stopped while a head was being read: nothing was asked yet.
+            return
         status, kind, code, message = _refusal_of(exc)
         exchange = new_exchange_id()
         log.warning(

@@ -123,12 +123,17 @@ def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> tuple[
         # Not quoted: it may be the second line of a secret.
         mistakes.append(Mistake(str(path), "holds a line that is no NAME=value"))
     mistakes += [
-        _unknown(name, by_name, f"in {path}") for name in in_file if name not in by_name and name not in _FOREIGN
+        _unknown(name, by_name, f"in {path}")
+        for name, value in in_file.items()
+        if name not in by_name and name not in _FOREIGN and (name not in NOT_YET or _is_promised(name, value))
     ]
+    told = {mistake.name for mistake in mistakes}
     mistakes += [
         _unknown(name, by_name, "in the environment")
-        for name in environ
-        if name not in by_name and name not in in_file and (name in NOT_YET or _near_miss(name, by_name))
+        for name, value in environ.items()
+        if name not in by_name
+        and name not in told
+        and (_is_promised(name, value) or (name not in NOT_YET and _near_miss(name, by_name)))
     ]
     for source in (in_file, _credentials(environ, by_name), environ):
         seen_here: dict[str, tuple[str, str]] = {}
@@ -167,6 +172,11 @@ def _unknown(name: str, by_name: Mapping[str, Setting], where: str) -> Mistake:
     return Mistake(
         name, f"is not a setting ({where})" + (f"; did you mean {near}?" if near else "; see docs/configuration.md")
     )
+
+
+def _is_promised(name: str, value: str) -> bool:
+    """Whether `name=value` asks for something that is not there yet; switching it off asks for nothing."""
+    return name in NOT_YET and _SWITCHES.get(value.strip().lower()) != "false"
 
 
 def _near_miss(name: str, by_name: Mapping[str, Setting]) -> str | None:

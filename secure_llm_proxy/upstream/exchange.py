@@ -34,6 +34,7 @@ STOPPED = "The proxy stopped this request before the provider's answer was whole
 
 _INTERIM_HEADS_MAX = 8
 # a provider that sends its last chunk a moment after the last event must not cost us the connection
+_STALE_S = 1.0
 _REST_PATIENCE_S = 0.05
 
 
@@ -124,7 +125,11 @@ class Exchange:
             wire.close()
 
     def _attempt(self, wire: Wire, request: bytes) -> AnswerHead | None:
-        """Return the head, or None when a reused connection was gone before anything of an answer came."""
+        """Return the head, or None when a reused connection was gone already: it broke at once, before any answer.
+
+        What breaks later may have been worked on, so sending it again could be paid for twice under one record.
+        """
+        began_s = time.monotonic()
         self._wire = wire
         self._received = b""
         self._cancellation.listen(wire.interrupt)
@@ -135,7 +140,7 @@ class Exchange:
         except WireBroken as error:
             self.close()
             self._check_cancelled()
-            if wire.reused:
+            if wire.reused and time.monotonic() - began_s < _STALE_S:
                 return None
             raise self._failed(UNREACHABLE, str(error)) from None
         except BaseException:

@@ -30,10 +30,6 @@ class Caller:
     requests_per_minute: int | None = None
     expires_at: datetime | None = None
 
-    @property
-    def is_anonymous(self) -> bool:
-        return self.key_id == ANONYMOUS_KEY_ID
-
 
 ANONYMOUS_KEY_ID = "anonymous"
 SCOPE_CHAT = "chat"

@@ -24,7 +24,6 @@ class Inbound:
     user_agent: str
     credentials: tuple[str, ...]
     key_in_url: bool
-    content_type: str
     started_s: float
     read_body: Callable[[], bytes]
     cancellation: Cancellation = field(default_factory=Cancellation)

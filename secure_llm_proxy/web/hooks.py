@@ -12,6 +12,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as HttpMethodNotAllowed
 
+from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import (
     AuthenticationFailed,
     ErrorCode,
@@ -24,6 +25,9 @@ from secure_llm_proxy.foundation.errors import (
     ProxyError,
     RequestTooLarge,
 )
+from secure_llm_proxy.foundation.identifiers import new_record_id
+from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
+from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from secure_llm_proxy.web.doors import GUARDS, Guard
 from secure_llm_proxy.web.errors import error_body, error_headers
 from secure_llm_proxy.web.headers import SECURITY_HEADERS, safe_id
@@ -31,6 +35,8 @@ from secure_llm_proxy.web.house import the_house
 from secure_llm_proxy.web.inbound import client_address, exchange_id_of_request
 
 log = logging.getLogger(__name__)
+
+_RECORDED = frozenset({401, 403, 421})
 
 
 def install_hooks(app: Flask) -> None:
@@ -99,6 +105,8 @@ def _finish_headers(response: Response) -> Response:
 
 def _render(error: Exception) -> Response:
     told = _told(error)
+    if told.status in _RECORDED:
+        _record_refusal(told)
     level = logging.ERROR if told.status >= 500 else logging.INFO  # noqa: PLR2004
     fields = {
         "request_id": exchange_id_of_request(),
@@ -117,6 +125,25 @@ def _render(error: Exception) -> Response:
     if isinstance(error, HttpMethodNotAllowed) and error.valid_methods:
         headers.append(("Allow", ", ".join(sorted(error.valid_methods))))  # RFC 9110 §15.5.6 asks for it
     return Response(error_body(told), told.status, headers=headers)
+
+
+def _record_refusal(told: ProxyError) -> None:
+    """A refusal before the corridor stands in the log like every other. Not waited for: it lets nothing through."""
+    event = EventName.AUTHENTICATION_FAILED if isinstance(told, AuthenticationFailed) else EventName.SECURITY_EVENT
+    clear: dict[str, ClearValue] = {
+        "rt": request.endpoint or "unlisted",
+        "dec": "refuse",
+        "http": told.status,
+        "code": told.code.value,
+    }
+    body = strict_json.dumps(
+        {"from": {"address": client_address(), "agent": request.headers.get("User-Agent", "")[:1024]}}
+    )
+    record = AuditEvent(new_record_id(), AuditType.REFUSED, exchange_id_of_request(), event, clear, body)
+    try:
+        the_house().house.journal.post(record)
+    except ProxyError as error:
+        log.error("refusal not recorded", extra={"code": error.code.value, "detail": error.detail})  # noqa: TRY400
 
 
 def _told(error: Exception) -> ProxyError:

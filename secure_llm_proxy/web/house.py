@@ -24,7 +24,6 @@ class WebHouse:
     security_status: Callable[[], dict[str, object]]
     render_metrics: Callable[[], tuple[bytes, str]]
     relaxed: tuple[tuple[str, str], ...]
-    demo: bool
 
 
 def attach(app: Flask, web_house: WebHouse) -> None:

@@ -58,7 +58,6 @@ def inbound_of_request(door: str) -> Inbound:
         user_agent=request.headers.get("User-Agent", ""),
         credentials=_credentials(request, web.settings.identity.api_key_header),
         key_in_url=_has_key_in_url(request),
-        content_type=request.mimetype,
         started_s=g.get("started_s", time.monotonic()),
         read_body=_body_reader(web.settings.limits, g.presence),
         cancellation=cancellation,

@@ -68,3 +68,60 @@ def test_serve_names_everything_that_no_worker_could_start_with_and_starts_nothi
     examined = manage(tmp_path, "doctor", **STRONG, **wrong)
     assert (examined.returncode, examined.stderr) == (1, "")
     assert examined.stdout.count("no server starts like this") == len(wrong)
+
+
+def test_an_env_file_from_before_the_first_start_gets_its_secrets_and_keeps_its_lines(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LLM_MODELS=mine\n", "utf-8")
+
+    # It goes on to serve, on a port that needs no server to be refused.
+    done = manage(tmp_path, "first-run", "--port", str(free_port()), AUDIT_SOCKET=str(tmp_path / ("x" * 120)))
+
+    assert "Secrets were generated into .env" in done.stdout, done.stderr
+    text = (tmp_path / ".env").read_text("utf-8")
+    assert text.startswith("LLM_MODELS=mine\n")
+    assert all(f"\n{name}=" in text for name in STRONG)
+    assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+
+
+def test_secrets_are_never_made_anew_beside_data(tmp_path: Path) -> None:
+    assert manage(tmp_path, "db", "upgrade", **STRONG).returncode == 0
+    (tmp_path / ".env").write_text("LLM_MODELS=mine\n", "utf-8")
+
+    done = manage(tmp_path, "first-run", "--port", str(free_port()))
+
+    assert done.returncode == 1
+    assert "SECRET_KEY: is missing" in done.stderr
+    assert (tmp_path / ".env").read_text("utf-8") == "LLM_MODELS=mine\n"
+
+
+def test_taking_the_schema_back_is_recorded(tmp_path: Path) -> None:
+    assert manage(tmp_path, "db", "upgrade", **STRONG).returncode == 0
+    assert manage(tmp_path, "audit", "init", **STRONG).returncode == 0
+
+    done = manage(tmp_path, "db", "downgrade", "--revision", "base", "--yes", **STRONG)
+
+    assert done.returncode == 0, done.stderr
+    events = json.loads(manage(tmp_path, "show-events", "--json", **STRONG).stdout)
+    assert [(event["act"], event["type"]) for event in events] == [
+        ("db.downgrade", "admin.intent"),
+        ("db.downgrade", "admin.result"),
+    ]
+
+
+def test_an_ipv6_address_is_served(tmp_path: Path) -> None:
+    port = free_port()
+    assert manage(tmp_path, "db", "upgrade", **STRONG).returncode == 0
+    assert manage(tmp_path, "audit", "init", **STRONG).returncode == 0
+    environment = {"PATH": os.environ["PATH"], "HOST": "::1", "PORT": str(port), **STRONG}
+    with subprocess.Popen(
+        [sys.executable, "-u", str(ROOT / "manage.py"), "serve"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as serve:  # fmt: skip
+        assert serve.stdout is not None
+        said = []
+        for line in serve.stdout:
+            said.append(line)
+            if line.startswith("Ready"):
+                serve.terminate()
+
+    assert f"Ready at http://[::1]:{port}.\n" in said, said

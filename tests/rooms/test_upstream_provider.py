@@ -697,6 +697,21 @@ def test_a_reused_connection_that_closes_before_any_answer_is_replaced_once(
     assert [request.connection for request in far_end.received] == [1, 1, 2]
 
 
+def test_a_request_that_may_have_been_worked_on_is_not_sent_again(far_end: Provider, connect: Connect) -> None:
+    client = connect()
+    ask(client)
+    far_end.clear()
+    far_end.script(Mode.HANG_BEFORE_HEADERS, times=1)
+    hanging_up = threading.Timer(1.5, far_end.hang_up)
+    hanging_up.start()
+
+    error = failure(client, streamed=False)
+
+    hanging_up.join()
+    assert error.public == UNREACHABLE
+    assert len(far_end.chats) == 1
+
+
 def test_a_request_is_never_sent_a_third_time(far_end: Provider, connect: Connect) -> None:
     client = connect()
     ask(client)

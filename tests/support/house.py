@@ -25,7 +25,7 @@ from secure_llm_proxy.foundation.identifiers import new_exchange_id
 from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
 from secure_llm_proxy.gateway import House
 from secure_llm_proxy.routing import ModelDirectory
-from secure_llm_proxy.settings import AdmissionSettings, LimitSettings, Settings, ThrottlingSettings, UpstreamSettings
+from secure_llm_proxy.settings import AdmissionSettings, Settings, ThrottlingSettings, UpstreamSettings
 from secure_llm_proxy.telemetry import ExchangeFacts, Metrics, render_metrics
 from secure_llm_proxy.throttling import Hold, ProcessThrottle
 from secure_llm_proxy.vocabulary.audit import AuditEvent
@@ -325,7 +325,6 @@ class SmallHouse:
 def make_house(
     *,
     admission: AdmissionSettings | None = None,
-    limits: LimitSettings | None = None,
     models: tuple[str, ...] = ("small", "large"),
     list_models: Callable[[], tuple[str, ...]] | None = None,
     key_class: RateClass = ROOMY,
@@ -351,7 +350,6 @@ def make_house(
         upstream=upstream,
         journal=journal,
         metrics=metrics,
-        limits=limits or LimitSettings(),
         person_key=b"p" * 32,
     )
     return SmallHouse(house, clock, gate, identity, throttle, upstream, journal, metrics, effects)
@@ -373,7 +371,6 @@ def make_inbound(body: bytes | BaseException | object = None, **overrides: objec
         "user_agent": "OpenAI/Python 2.0",
         "credentials": (KEY,),
         "key_in_url": False,
-        "content_type": "application/json",
         "started_s": SystemClock().monotonic_s(),
         "read_body": read_body,
         **overrides,
@@ -397,7 +394,6 @@ def make_web_house(
         security_status=lambda: {"security_metrics": {}},
         render_metrics=lambda: render_metrics(small.metrics.own),
         relaxed=(),
-        demo=False,
     )
 
 

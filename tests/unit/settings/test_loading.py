@@ -620,3 +620,10 @@ def test_none_means_nothing_where_nothing_is_possible(nowhere: Path) -> None:
 
 def test_a_default_model_that_is_not_on_offer_is_refused(nowhere: Path) -> None:
     assert "DEFAULT_MODEL" in mistakes_of({"LLM_MODELS": "a,b", "DEFAULT_MODEL": "c"}, nowhere)
+
+
+def test_switching_off_what_is_not_there_yet_asks_for_nothing(tmp_path: Path) -> None:
+    path = write_env(tmp_path, AUDIT_BACKUP_ENABLED="false", SECRET_KEY="s" * 40, ENCRYPTION_KEY="e" * 40)
+
+    assert load({"MFA_REQUIRED": "no"}, path).server.port == 5000
+    assert "AUDIT_BACKUP_ENABLED" in mistakes_of({"AUDIT_BACKUP_ENABLED": "true"}, path)
