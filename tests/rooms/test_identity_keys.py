@@ -15,7 +15,7 @@ from sqlalchemy import event, text
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, Unavailable
 from secure_llm_proxy.identity import Identity, IssuedKey, draw_api_key
 from secure_llm_proxy.identity.api_keys import BASE62, checksum_of
-from secure_llm_proxy.vocabulary.caller import Caller
+from secure_llm_proxy.vocabulary.caller import ANONYMOUS_KEY_ID, Caller
 from tests.support.identity_room import PEPPER, IdentityRoom, migrated_database
 from tests.support.postgresql import PrivatePostgreSQL
 
@@ -80,7 +80,7 @@ def test_a_key_identifies_its_owner_and_what_it_may_do(room: IdentityRoom) -> No
         requests_per_minute=7,
         expires_at=room.clock.now() + timedelta(days=3),
     )
-    assert not caller.is_anonymous
+    assert caller.key_id != ANONYMOUS_KEY_ID
 
 
 def test_the_same_key_in_two_headers_is_one_key(room: IdentityRoom, key: IssuedKey) -> None:
@@ -122,7 +122,7 @@ def test_without_required_authentication_a_caller_without_a_key_is_anonymous_and
 
     caller = worker.identify(())
 
-    assert caller.is_anonymous
+    assert caller.key_id == ANONYMOUS_KEY_ID
     assert (caller.role, caller.scopes) == ("member", frozenset({"chat", "models"}))
     assert refusal_of(worker, "whatever").code is ErrorCode.INVALID_API_KEY
 
