@@ -31,9 +31,10 @@ def test_the_writer_is_killed_five_times_under_fifty_requests_and_nothing_answer
 
     for _ in range(5):
         with ThreadPoolExecutor(50) as pool:
-            running = [pool.submit(ask_with_or_without_stream, number) for number in range(150)]
+            running = [pool.submit(ask_with_or_without_stream, number) for number in range(200)]
             time.sleep(0.3)
             proxy.kill_writer()
+            assert sum(not future.done() for future in running) >= 50, "the kill must hit requests under way"
             answers += [future.result() for future in running]
         back_by = time.monotonic() + 15
         while ask(proxy, "POST", "/chat", key=api_key, body={"prompt": "back?"}).status != 200:
