@@ -1,5 +1,6 @@
 """Gunicorn's options, from our settings. `gunicorn app:app` and `manage.py serve` both read this file."""
 
+import gc
 import hashlib
 import os
 import shutil
@@ -70,6 +71,14 @@ def on_exit(_server: Any) -> None:
 
 def post_fork(_master: Any, worker: Any) -> None:
     worker.send_timeout_s = _server.send_timeout_s
+
+
+def post_worker_init(_worker: Any) -> None:
+    """What the worker has loaded lives as long as it does: without it in the collector's way, full collections no longer
+    stop everybody (p99 at 16 clients 45 → 20 ms, two rounds, 2026-11-21).
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def child_exit(_server: Any, worker: Any) -> None:

@@ -127,8 +127,10 @@ def _read_bounded(arrived: Request, limits: LimitSettings) -> bytes:
     read, size = [], 0
     step = _CHUNK if arrived.content_length is not None else _CHUNKED_STEP
     while chunk := arrived.stream.read(step):
-        gevent.sleep(0)
         size += len(chunk)
+        if size != arrived.content_length:
+            # While bytes keep coming gevent never switches by itself, and nobody else would have a turn.
+            gevent.sleep(0)
         if size > limits.body_bytes_max:
             raise _too_large(limits)
         read.append(chunk)

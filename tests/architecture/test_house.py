@@ -17,7 +17,7 @@ TOP_LEVEL = [
     "README.md", "app.py", "manage.py", "gunicorn.conf.py", "requirements.txt", ".env.example",
     "migrations/env.py", "scripts/run", "scripts/test", "scripts/check", "scripts/lock",
     "deploy/nginx/secure_llm_proxy.conf", "deploy/systemd/secure_llm_proxy.service", "deploy/systemd/secure-llm-audit.service",
-    "docs/request-route.md", "docs/configuration.md", "docs/api.md",
+    "docs/request-route.md", "docs/configuration.md", "docs/api.md", "docs/performance.md", "bench/run", "bench/profile",
 ]  # fmt: skip
 SAYS = ["For", "Takes", "Gives", "When it fails", "Source"]
 APART = {"server", "demo"}
@@ -64,13 +64,16 @@ def test_no_room_is_empty() -> None:
     assert {path.parent for path in PACKAGE.rglob("__init__.py")} - modules == set()
 
 
-@pytest.mark.parametrize("script", ["run", "test", "check", "lock"])
+@pytest.mark.parametrize(
+    "script", ["scripts/run", "scripts/test", "scripts/check", "scripts/lock", "bench/run", "bench/profile"]
+)
 def test_every_script_explains_itself(script: str) -> None:
-    path = ROOT / "scripts" / script
+    command = [str(ROOT / script), "--help"]
+    environment = {**os.environ, "BENCH_PYTHON": sys.executable}
 
-    said = subprocess.run([str(path), "--help"], capture_output=True, text=True, check=True, timeout=60)
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
 
-    assert said.stdout.startswith(f"usage: scripts/{script}")
+    assert said.stdout.startswith(f"usage: {script}")
     assert said.stderr == ""
 
 

@@ -1,0 +1,360 @@
+"""The figures as tables: medians over the rounds, with smallest and largest behind them, and ratios beside their bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Protocol, TypeVar
+
+from bench.figures import DiskFigures, NotMeasured, PlainFigures, StartFigures, StreamFigures
+
+
+class _OfTarget(Protocol):
+    @property
+    def target(self) -> str: ...
+
+
+F = TypeVar("F")
+T = TypeVar("T", bound=_OfTarget)
+
+# Always true of this harness, whatever was chosen for a run.
+_NEVER_MEASURED = (
+    NotMeasured("TLS to the provider", "the mock provider speaks plain HTTP"),
+    NotMeasured("streams over TLS to the client", "the stream client speaks plain HTTP"),
+    NotMeasured("growth: 100,000 keys, 1,000 rules, 10 GB of audit log, 256 and 1,000 clients", "no set-up for it yet"),
+    NotMeasured("two workers on two cores", "the second core makes the load"),
+    NotMeasured("/chat, and other doors than /v1/chat/completions", "one door stands for the route"),
+)
+
+
+@dataclass
+class Results:
+    """One run. `machine` and `versions` say what it was measured on; `problems` what makes it invalid.
+
+    `others_share` is what other programs took meanwhile, in cores: the more, the less the figures are worth.
+    """
+
+    quick: bool
+    rounds: int
+    seconds: int
+    began: str
+    machine: Mapping[str, str]
+    versions: Mapping[str, str]
+    titles: Mapping[str, str]
+    load_generator: str
+    others_share: float = 0.0
+    plain: list[PlainFigures] = field(default_factory=list)
+    streams: list[StreamFigures] = field(default_factory=list)
+    starts: list[StartFigures] = field(default_factory=list)
+    disk: list[DiskFigures] = field(default_factory=list)
+    not_measured: list[NotMeasured] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, object]:
+        told = asdict(self)
+        told["not_measured"] += [asdict(missing) for missing in _NEVER_MEASURED]
+        told["valid"] = not self.problems
+        return told
+
+
+def report(results: Results) -> str:
+    """Everything as Markdown."""
+    parts = [
+        _heading(results),
+        _plain_table(results),
+        _latency_table(results),
+        _stream_table(results),
+        _start_table(results),
+        _disk_line(results),
+        _ratio_table(results),
+        _missing(results),
+    ]
+    if results.problems:
+        parts.append("**INVALID:**\n" + "\n".join(f"- {problem}" for problem in results.problems))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _heading(results: Results) -> str:
+    lines = [
+        f"Measured {results.began}, {results.rounds} alternated rounds of {results.seconds} s, load by {results.load_generator}."
+    ]
+    lines += [f"- {name}: {value}" for name, value in {**results.machine, **results.versions}.items()]
+    lines.append(f"- other programs took {results.others_share:.2f} cores meanwhile")
+    if results.quick:
+        lines.append("- A quick run: it shows that everything works. Its times say little.")
+    return "\n".join(lines)
+
+
+def _plain_table(results: Results) -> str:
+    rows = []
+    for target, clients, figures in _by_clients(results):
+        if not any(each.cpu_us for each in figures):
+            cpu = split = aside = "-"
+        else:
+            cpu = _spread([each.whole_cpu_us for each in figures], "{:.0f}")
+            split = _split([each.cpu_us for each in figures])
+            aside = _split([each.aside_us for each in figures]) or "-"
+        rate = _spread([each.requests_per_s for each in figures], "{:,.0f}")
+        rows.append([results.titles[target], str(clients), cpu, split, aside, rate])
+    return _table(
+        "Plain requests", ["target", "clients", "CPU µs/request", "by process", "not counted", "requests/s"], rows
+    )
+
+
+def _latency_table(results: Results) -> str:
+    rows = []
+    for target, clients, figures in _by_clients(results):
+        direct = _plain_of(results, "direct", clients)
+        row = [results.titles[target], str(clients)]
+        for pick in (_p50, _p99):
+            row.append(_spread([pick(each) / 1000 for each in figures], "{:.2f}"))
+            added = (
+                "-"
+                if not direct or target == "direct"
+                else f"{(_median(figures, pick) - _median(direct, pick)) / 1000:.2f}"
+            )
+            row.append(added)
+        rows.append(row)
+    return _table("Latency, ms", ["target", "clients", "p50", "added p50", "p99", "added p99"], rows)
+
+
+def _stream_table(results: Results) -> str:
+    rows = []
+    for target in _targets(results.streams):
+        for size in sorted({each.streams for each in results.streams if each.target == target}):
+            figures = [each for each in results.streams if each.target == target and each.streams == size]
+            rows.append(
+                [
+                    results.titles[target],
+                    str(size),
+                    _spread([each.whole_cpu_us for each in figures], "{:.1f}") if figures[0].cpu_us else "-",
+                    _split([each.cpu_us for each in figures]) or "-",
+                    f"{median(each.core_share for each in figures):.2f}",
+                    f"{median(each.delivered for each in figures):.0%}",
+                    _first_chunks(figures),
+                    f"{median(each.delay_p99_ms for each in figures):.1f}",
+                    str(sum(each.refused + each.broken for each in figures)),
+                    f"{median(each.kb_per_stream for each in figures):.0f}" if figures[0].cpu_us else "-",
+                ]
+            )
+    heads = ["target", "streams", "CPU µs/chunk", "by process", "core", "delivered", "first chunk p50 / p99 ms"]
+    return _table("Streams of 20 chunks/s", [*heads, "delay p99 ms", "failed", "kB/stream"], rows)
+
+
+def _first_chunks(figures: Sequence[StreamFigures]) -> str:
+    """A short run may have seen no stream begin."""
+    seen = [each for each in figures if each.first_chunk_p99_ms >= 0]
+    if not seen:
+        return "-"
+    p99 = _spread([each.first_chunk_p99_ms for each in seen], "{:.1f}")
+    return f"{median(each.first_chunk_p50_ms for each in seen):.1f} / {p99}"
+
+
+def _start_table(results: Results) -> str:
+    rows = []
+    for target in _targets(results.starts):
+        figures = [each for each in results.starts if each.target == target]
+        if target == "direct":
+            continue
+        rows.append(
+            [
+                results.titles[target],
+                _spread([each.first_answer_s for each in figures], "{:.2f}"),
+                _spread([each.whole_idle_mb for each in figures], "{:.0f}"),
+                _split([each.idle_mb for each in figures]),
+            ]
+        )
+    return _table("Start and idle memory", ["target", "first answer after s", "idle PSS MB", "by process"], rows)
+
+
+def _disk_line(results: Results) -> str:
+    if not results.disk:
+        return ""
+    p50 = _spread([each.p50_us / 1000 for each in results.disk], "{:.2f}")
+    p99 = _spread([each.p99_us / 1000 for each in results.disk], "{:.2f}")
+    return f"The disk itself, 3 kB appended and fdatasync: p50 {p50} ms, p99 {p99} ms."
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """A line of DESIGN §8: the product's figure over a peer's, at most `must`."""
+
+    what: str
+    peer: str
+    must: float
+    figure: Callable[[Results, str], float | None]
+
+
+def _ratio_table(results: Results) -> str:
+    rows = []
+    for product in ("embedded", "embedded-tmpfs", "clustered", "edge"):
+        for bar in _BARS:
+            ours, theirs = bar.figure(results, product), bar.figure(results, bar.peer)
+            if ours is None or not theirs:
+                continue
+            ratio = ours / theirs
+            rows.append(
+                [
+                    results.titles[product],
+                    bar.what,
+                    bar.peer,
+                    _ratio(ratio),
+                    _ratio(bar.must),
+                    _verdict(ratio, bar.must),
+                ]
+            )
+    rows += _sync_row(results)
+    rows += _absolute_rows(results)
+    return _table(
+        "Against the bars (must) of the design", ["product", "figure", "against", "ratio", "at most", ""], rows
+    )
+
+
+def _sync_row(results: Results) -> list[list[str]]:
+    """What durability adds to a lone request: two synced records, each a sync of the disk and a hop to the writer."""
+    disk, memory = _plain_of(results, "embedded", 1), _plain_of(results, "embedded-tmpfs", 1)
+    if not disk or not memory or not results.disk:
+        return []
+    added_ms = (_median(disk, _p50) - _median(memory, _p50)) / 1000
+    bar_ms = 2 * (median(each.p50_us for each in results.disk) / 1000 + 0.15)
+    return [
+        [
+            results.titles["embedded"],
+            "sync's part of p50, 1 client",
+            "2 (fdatasync + 0.15 ms)",
+            f"{added_ms:.2f} ms",
+            f"{bar_ms:.2f} ms",
+            _verdict(added_ms, bar_ms),
+        ]
+    ]
+
+
+def _absolute_rows(results: Results) -> list[list[str]]:
+    """Bars that compare with nobody. Idle memory is that of master, worker and writer, as the bar says."""
+    title = results.titles.get("embedded", "")
+    starts = [each for each in results.starts if each.target == "embedded"]
+    rows = []
+    if starts:
+        memory = median(sum(each.idle_mb[part] for part in ("master", "worker", "audit writer")) for each in starts)
+        beside = median(each.idle_mb["supervisor"] for each in starts)
+        rows.append(
+            [title, f"idle MB, without supervisor's {beside:.0f}", "", f"{memory:.0f}", "140", _verdict(memory, 140)]
+        )
+        first = median(each.first_answer_s for each in starts)
+        rows.append([title, "start to first answer, s", "", f"{first:.2f}", "1.20", _verdict(first, 1.2)])
+    held = [each for each in results.streams if each.target == "embedded"]
+    if held:
+        most = max(each.streams for each in held)
+        held = [each for each in held if each.streams == most]
+        memory = median(each.kb_per_stream for each in held)
+        rows.append([title, f"kB/stream at {most} streams", "", f"{memory:.0f}", "60", _verdict(memory, 60)])
+        late = median(each.first_chunk_p99_ms for each in held)
+        rows.append(
+            [
+                title,
+                f"first chunk p99 at {most} streams (bar: at 1,000), ms",
+                "",
+                f"{late:.0f}",
+                "100",
+                _verdict(late, 100),
+            ]
+        )
+    return rows
+
+
+def _verdict(value: float, bar: float) -> str:
+    return "met" if value <= bar else f"missed: {value / bar:.1f} times the bar"
+
+
+def _cpu_at(clients: int) -> Callable[[Results, str], float | None]:
+    def figure(results: Results, target: str) -> float | None:
+        found = _plain_of(results, target, clients)
+        return _median(found, lambda each: each.whole_cpu_us) if found else None
+
+    return figure
+
+
+def _added_p50(results: Results, target: str) -> float | None:
+    """Only the product's own part counts here: its audit log in memory."""
+    found, direct = _plain_of(results, target, 1), _plain_of(results, "direct", 1)
+    if not found or not direct or target in {"embedded", "clustered", "edge"}:
+        return None
+    return _median(found, _p50) - _median(direct, _p50)
+
+
+def _cpu_per_chunk(results: Results, target: str) -> float | None:
+    """At the most streams that both this target and the product were asked to hold."""
+    sizes = {each.streams for each in results.streams if each.target == "embedded"}
+    found = [each for each in results.streams if each.target == target and each.streams in sizes]
+    most = max((each.streams for each in found), default=0)
+    return median(each.whole_cpu_us for each in found if each.streams == most) if found else None
+
+
+_BARS = (
+    _Bar("CPU/request, 16 clients", "litellm", 1 / 35, _cpu_at(16)),
+    _Bar("CPU/request, 16 clients", "portkey", 1 / 5, _cpu_at(16)),
+    _Bar("CPU/request, 16 clients", "tensorzero", 1.1, _cpu_at(16)),
+    _Bar("CPU/request, 16 clients", "nginx", 13, _cpu_at(16)),
+    _Bar("CPU/request, 64 clients", "litellm", 1 / 55, _cpu_at(64)),
+    _Bar("CPU/request, 64 clients", "portkey", 1 / 6.5, _cpu_at(64)),
+    _Bar("CPU/request, 64 clients", "tensorzero", 0.8, _cpu_at(64)),
+    _Bar("CPU/request, 64 clients", "nginx", 10, _cpu_at(64)),
+    _Bar("added p50, 1 client", "tensorzero", 1.4, _added_p50),
+    _Bar("CPU/chunk, most streams", "nginx", 2.3, _cpu_per_chunk),
+    _Bar("CPU/chunk, most streams", "tensorzero", 0.85, _cpu_per_chunk),
+)
+
+
+def _missing(results: Results) -> str:
+    lines = [f"- {missing.what}: {missing.reason}" for missing in (*results.not_measured, *_NEVER_MEASURED)]
+    return "**Not measured**\n\n" + "\n".join(lines)
+
+
+def _by_clients(results: Results) -> Iterable[tuple[str, int, list[PlainFigures]]]:
+    for target in _targets(results.plain):
+        for clients in sorted({each.clients for each in results.plain if each.target == target}):
+            yield target, clients, _plain_of(results, target, clients)
+
+
+def _plain_of(results: Results, target: str, clients: int) -> list[PlainFigures]:
+    return [each for each in results.plain if each.target == target and each.clients == clients]
+
+
+def _targets(figures: Sequence[T]) -> list[str]:
+    return list(dict.fromkeys(each.target for each in figures))
+
+
+def _p50(figures: PlainFigures) -> float:
+    return figures.p50_us
+
+
+def _p99(figures: PlainFigures) -> float:
+    return figures.p99_us
+
+
+def _median(figures: Sequence[F], pick: Callable[[F], float]) -> float:
+    return median(pick(each) for each in figures)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """The median, and smallest to largest when there are several."""
+    told = form.format(median(values))
+    return told if len(values) == 1 else f"{told} ({form.format(min(values))} to {form.format(max(values))})"
+
+
+def _split(each_round: Sequence[Mapping[str, float]]) -> str:
+    """Medians by part; parts that cost nothing are left out."""
+    parts = {part: median(figures.get(part, 0.0) for figures in each_round) for part in each_round[0]}
+    return ", ".join(f"{part} {value:.1f}" for part, value in parts.items() if f"{value:.1f}" != "0.0")
+
+
+def _ratio(value: float) -> str:
+    return f"1/{1 / value:.1f}" if 0 < value < 0.5 else f"{value:.2f}"  # noqa: PLR2004
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [f"**{title}**", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
