@@ -21,25 +21,41 @@ def _verified(proxy: RunningProxy) -> None:
 
 
 def test_the_writer_is_killed_five_times_under_fifty_requests_and_nothing_answered_is_lost(
-    proxy: RunningProxy, api_key: str
+    proxy: RunningProxy, provider: Provider
 ) -> None:
+    key = proxy.create_api_key()
     answers: list[Answer] = []
+    under_way = set[int]()
+    provider.clear()
+    # So a stream lasts about 0.8 s and the kill hits it midway.
+    provider.stream_pause_s = 0.12
 
-    def ask_with_or_without_stream(number: int) -> Answer:
-        body = {"prompt": f"number {number}", "stream": number % 3 == 0}
-        return ask(proxy, "POST", "/chat", key=api_key, body=body)
-
-    for _ in range(5):
-        with ThreadPoolExecutor(50) as pool:
-            running = [pool.submit(ask_with_or_without_stream, number) for number in range(200)]
-            time.sleep(0.3)
-            proxy.kill_writer()
-            assert sum(not future.done() for future in running) >= 50, "the kill must hit requests under way"
-            answers += [future.result() for future in running]
-        back_by = time.monotonic() + 15
-        while ask(proxy, "POST", "/chat", key=api_key, body={"prompt": "back?"}).status != 200:
-            assert time.monotonic() < back_by, "the service did not come back by itself"
+    def ask_until(end: float, client: int) -> None:
+        while time.monotonic() < end:
+            under_way.add(client)
+            body = {"prompt": f"client {client}", "stream": client % 5 > 0}
+            answers.append(ask(proxy, "POST", "/chat", key=key, body=body))
+            under_way.discard(client)
             time.sleep(0.1)
+
+    try:
+        for _ in range(5):
+            writer = proxy.writer_pid()
+            with ThreadPoolExecutor(50) as pool:
+                end = time.monotonic() + 2
+                running = [pool.submit(ask_until, end, client) for client in range(50)]
+                time.sleep(0.4)
+                os.kill(writer, signal.SIGKILL)
+                hit = len(under_way)
+                assert hit >= 20, f"the kill must hit requests under way, not {hit}"
+                for future in running:
+                    future.result()
+            back_by = time.monotonic() + 15
+            while ask(proxy, "POST", "/chat", key=key, body={"prompt": "back?"}).status != 200:
+                assert time.monotonic() < back_by, "the service did not come back by itself"
+                time.sleep(0.1)
+    finally:
+        provider.stream_pause_s = 0.0
 
     assert {answer.status for answer in answers} <= {200, 503}
     assert sum(answer.status == 200 for answer in answers) > 0
