@@ -802,3 +802,14 @@ def test_a_key_that_no_header_can_carry_is_refused_at_the_start(connect: Connect
         connect(api_key=SecretStr(key))
 
     assert key not in str(caught.value)
+
+
+def test_without_kept_connections_every_request_has_one_of_its_own(far_end: Provider, connect: Connect) -> None:
+    client = connect(connections_max=0)
+
+    for _ in range(3):
+        ask(client)
+        ask_streamed(client)
+
+    assert far_end.connections == 6
+    assert client.idle_connections == 0
