@@ -18,6 +18,7 @@ from secure_llm_proxy.audit import GenesisBroken, read_genesis
 from secure_llm_proxy.audit.segments import host_directory
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import json_option, show_json, show_table
+from secure_llm_proxy.cli.serve import address_of
 from secure_llm_proxy.cli.status import fetch_health
 from secure_llm_proxy.cli.usable_settings import unusable
 from secure_llm_proxy.foundation.cancellation import Cancellation
@@ -221,7 +222,12 @@ def _server(settings: Settings) -> Check:
     try:
         status, told = fetch_health(settings, "/health/ready")
     except OSError:
-        return Check("server", Level.WARNING, "not running", "start it: manage.py serve, or secure_llm_proxy.service")
+        return Check(
+            "server",
+            Level.WARNING,
+            f"nobody answers at {address_of(settings)}",
+            "start it: manage.py serve, or secure_llm_proxy.service; elsewhere it is told by HOST, PORT or BIND",
+        )
     if status != 200:  # noqa: PLR2004
         return Check(
             "server", Level.FAILED, f"not ready: {told.get('dependencies')}", "see the checks above and the log"

@@ -14,6 +14,7 @@ from secure_llm_proxy import __version__
 from secure_llm_proxy.audit import RecordLine, log_lines
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import json_option, show_json, show_table
+from secure_llm_proxy.cli.serve import address_of
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.settings import Settings
 from secure_llm_proxy.settings.loading import relaxed_settings
@@ -117,7 +118,7 @@ def _server_state(settings: Settings) -> str:
     try:
         _status, health = fetch_health(settings)
     except OSError:
-        return "not running"
+        return f"nobody answers at {address_of(settings)}"
     return f"{health.get('status')}, version {health.get('version')}"
 
 

@@ -125,3 +125,12 @@ def test_an_ipv6_address_is_served(tmp_path: Path) -> None:
                 serve.terminate()
 
     assert f"Ready at http://[::1]:{port}.\n" in said, said
+
+
+def test_doctor_and_status_say_where_they_looked_for_the_server(tmp_path: Path) -> None:
+    port = str(free_port())
+    assert manage(tmp_path, "db", "upgrade", **STRONG).returncode == 0
+
+    for command in ("doctor", "show-status"):
+        told = manage(tmp_path, command, **STRONG, PORT=port).stdout
+        assert f"nobody answers at http://127.0.0.1:{port}" in told
