@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from typing import Any
 
 import gevent
@@ -26,6 +27,10 @@ _REASONS = {
 # The master kills with SIGKILL when GRACEFUL_TIMEOUT_S is over, counted from the same moment: the stock worker, which gives
 # its requests just as long, never gets to end them. This much (at most half) is ours, to end them and let go.
 _CLOSING_S = 5
+# A front that keeps connections may send its next request in the moment in which we hang up, and answers 502. One that is in
+# use is therefore left until its next answer, which says `Connection: close`; one that has been silent for so long is not
+# in use (nginx takes the connection used last first).
+_SILENT_S = 2.0
 _DRAINED_BYTES_MAX = 16 * 2**20
 _DRAINED_S = 5.0
 _DRAINED_AT_ONCE = 2048
@@ -44,7 +49,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._idle: set[socket.socket] = set()
+        self._idle_since_s: dict[socket.socket, float] = {}
 
     def init_process(self) -> None:
         """Runs in the worker, after the fork; returns when the worker has ended."""
@@ -53,14 +58,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
         super().init_process()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        self._idle.add(client)
+        self._idle_since_s[client] = time.monotonic()
         try:
             super().handle(listener, client, addr)
         finally:
-            self._idle.discard(client)
+            self._idle_since_s.pop(client, None)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
-        self._idle.discard(sock)
+        self._idle_since_s.pop(sock, None)
         # Whoever sends request behind request never makes us wait, and so nobody else would have a turn.
         gevent.sleep(0)
         sock.settimeout(self.send_timeout_s)
@@ -73,18 +78,19 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
             raise StopIteration from None
         finally:
             sock.settimeout(None)
-            self._idle.add(sock)
+            self._idle_since_s[sock] = time.monotonic()
 
     def notify(self) -> None:
         """Called once a second by gunicorn. While stopping, tell idle connections that no request will be read."""
         super().notify()
         if not self.alive:
-            for client in list(self._idle):
+            silent_since_s = time.monotonic() - _SILENT_S
+            for client in [client for client, since_s in self._idle_since_s.items() if since_s <= silent_since_s]:
                 try:
                     if not _has_bytes(client):
                         client.shutdown(socket.SHUT_RD)
                 except OSError:
-                    self._idle.discard(client)
+                    self._idle_since_s.pop(client, None)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request. Neither answer nor log quotes a byte of it: it may hold a key."""
