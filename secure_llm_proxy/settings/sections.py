@@ -55,6 +55,11 @@ class ServerSettings(Section):
         "Seconds one write to a client may take; a reader that stalls longer is hung up on.",
         gt=0,
     )
+    hot_path: bool = setting(
+        "HOT_PATH",
+        True,
+        "Off: gunicorn's stock gevent worker and plain Flask views, which the tests compare with; slower, the same answers.",
+    )
     max_requests: int = setting("MAX_REQUESTS", 0, "Requests after which a worker is replaced; 0 is never.", ge=0)
     debug: bool = setting(
         "DEBUG", False, "Refused in production; elsewhere it only sets LOG_LEVEL to DEBUG.", synonyms=("FLASK_DEBUG",)

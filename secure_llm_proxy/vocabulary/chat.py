@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,5 +69,13 @@ class CompletionStream(Protocol):
     """
 
     def __iter__(self) -> Iterator[StreamEvent]: ...
+
+    def pump(self, take: Callable[[StreamEvent], bool]) -> bool:
+        """Give each event to `take` as it arrives, from the event loop, without a greenlet switch per event.
+
+        Sleeps meanwhile. Returns True when `take` answered False (it wants a pause; call again to go on, no event is lost)
+        and False at the end of the stream. Raises as iteration does, and whatever `take` raises. `take` must not wait.
+        """
+        ...
 
     def close(self) -> None: ...

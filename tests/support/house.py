@@ -164,6 +164,9 @@ class ScriptedStream:
         self.given += 1
         return item
 
+    def pump(self, take: Callable[[StreamEvent], bool]) -> bool:
+        return any(not take(event) for event in self)
+
     def close(self) -> None:
         self.closed += 1
         self._effects.append("close stream")
