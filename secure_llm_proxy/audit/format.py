@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeGuard
 
 import orjson
@@ -210,14 +211,19 @@ def check_metadata(metadata: dict[str, Any]) -> dict[str, ClearValue]:
     for name, value in metadata.items():
         if name in ordered:
             continue
-        if name in RESERVED_NAMES or not _NAME.fullmatch(name):
+        if not _is_free_name(name):
             raise RefusedMetadata("a member's name is reserved or malformed")
-        if not (value is None or isinstance(value, str | int)):
+        if not (value is None or isinstance(value, (str, int))):
             raise RefusedMetadata(f"`{name}` is neither text, integer, boolean nor null")
         ordered[name] = value
     if kind == AuditType.LLM_END and not _is_identifier(ordered.get("sid")):
         raise RefusedMetadata("`llm.end` does not name its start in `sid`")
     return ordered
+
+
+@lru_cache(maxsize=256)
+def _is_free_name(name: str) -> bool:
+    return name not in RESERVED_NAMES and _NAME.fullmatch(name) is not None
 
 
 def _is_identifier(value: object) -> TypeGuard[str]:

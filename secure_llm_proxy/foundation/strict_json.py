@@ -3,7 +3,9 @@
 Two parsers may read one text differently (duplicate keys, NaN, lone surrogates, numbers out of range), and then a
 policy would judge another request than the one that leaves. So `loads` refuses every such text, and what leaves is
 always written anew by `dumps`. Tried 2026-11: orjson takes the last of two equal keys in silence, hence the standard
-library's parser with hooks on the way in.
+library's parser with hooks on the way in; it is asked only when the text is not already what `dumps` would write.
+Then nothing can have been lost or read differently, and orjson alone is enough: 1.7 instead of 5.4 µs for a request of
+1 kB as official SDKs send it, 1.0 instead of 4.3 µs for one event of a stream (2026-11).
 """
 
 from __future__ import annotations
@@ -35,6 +37,19 @@ def loads(body: bytes, *, max_depth: int = MAX_DEPTH) -> JsonValue:
     """Parse UTF-8 JSON strictly: no byte order mark, no duplicate keys, no NaN or infinity, no lone surrogates,
     integers within 64 bits, at most `max_depth` levels of arrays and objects.
     """
+    try:
+        value: JsonValue = orjson.loads(body)
+        if orjson.dumps(value) == body:
+            if body.count(b"{") + body.count(b"[") > max_depth:
+                _check_depth(value, max_depth)
+            return value
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        # What is wrong with it is found, and said, by the parser below.
+        pass
+    return _loads_slowly(body, max_depth)
+
+
+def _loads_slowly(body: bytes, max_depth: int) -> JsonValue:
     if not body.strip(b" \t\r\n"):
         raise InvalidRequest("The request body is empty; send a JSON object.", code=ErrorCode.EMPTY_BODY)
     try:

@@ -10,7 +10,7 @@ from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import ProxyError
 from secure_llm_proxy.foundation.identifiers import RecordId
 from secure_llm_proxy.throttling import Hold, Throttle
-from secure_llm_proxy.vocabulary.audit import AuditJournal
+from secure_llm_proxy.vocabulary.audit import AuditJournal, ClearValue
 from secure_llm_proxy.vocabulary.caller import Caller, RateClass
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion, CompletionStream, Route, Usage
 from secure_llm_proxy.vocabulary.decisions import RateDecision, Verdict
@@ -76,6 +76,8 @@ class Docket:
     rule: str | None = None
     audit_id: RecordId | None = None
     started_record: RecordId | None = None
+    clear_identity: dict[str, ClearValue] | None = None
+    """Who asked, as the intent has it; its other records say the same."""
     usage: Usage = field(default_factory=Usage)
     upstream_s: float | None = None
     sent: bool = False

@@ -15,7 +15,12 @@ _PERSON_KEPT = 256
 
 
 def clear_identity(house: House, docket: Docket) -> dict[str, ClearValue]:
-    """The part of a record that stays readable: who (as identifiers and a pseudonym), through which door, to which model."""
+    """The part of a record that stays readable: who (as identifiers and a pseudonym), through which door, to which model.
+
+    The same for every record of an exchange from its intent on, so it is made once for those.
+    """
+    if docket.clear_identity is not None:
+        return docket.clear_identity
     clear: dict[str, ClearValue] = {"rt": docket.inbound.door}
     if docket.caller is not None:
         person = person_of(docket) or docket.caller.user_id

@@ -89,7 +89,8 @@ def audit_intent(house: House, docket: Docket, payload: bytes) -> None:
     docket.audit_id = docket.started_record = record
     inbound = docket.inbound
     body = b'{"request":%s,"from":%s}' % (payload, strict_json.dumps(origin_of(docket)))
-    clear = {**clear_identity(house, docket), "dec": "allow", "n_in": len(payload)}
+    docket.clear_identity = clear_identity(house, docket)
+    clear = {**docket.clear_identity, "dec": "allow", "n_in": len(payload)}
     if docket.request is not None:
         clear["str"] = docket.request.stream
     try:

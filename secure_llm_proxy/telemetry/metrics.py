@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import cache
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -87,6 +88,12 @@ class Metrics:
             registry=self.registry,
         )
 
+        # labels() costs as much as counting: asked for once for each combination, of which there are few.
+        self._requests_of = cache(lambda door, status: self._requests.labels(door, str(status)))
+        self._duration_of = cache(self._duration.labels)
+        self._refusals_of = cache(self._refusals.labels)
+        self._tokens_of = cache(self._tokens.labels)
+
     def opened(self) -> None:
         """Never raises: counting must not cost a request."""
         try:
@@ -103,18 +110,18 @@ class Metrics:
 
     def _count(self, facts: ExchangeFacts) -> None:
         self._in_progress.dec()
-        self._requests.labels(facts.door, str(facts.status)).inc()
-        self._duration.labels(facts.door).observe(facts.duration_s)
+        self._requests_of(facts.door, facts.status).inc()
+        self._duration_of(facts.door).observe(facts.duration_s)
         self._overhead.observe(facts.overhead_s)
         if facts.code is not None:
-            self._refusals.labels(facts.code).inc()
+            self._refusals_of(facts.code).inc()
         if facts.upstream_s is not None:
             self._upstream.observe(facts.upstream_s)
         if facts.model is not None:
             if facts.prompt_tokens:
-                self._tokens.labels(facts.model, "prompt").inc(facts.prompt_tokens)
+                self._tokens_of(facts.model, "prompt").inc(facts.prompt_tokens)
             if facts.completion_tokens:
-                self._tokens.labels(facts.model, "completion").inc(facts.completion_tokens)
+                self._tokens_of(facts.model, "completion").inc(facts.completion_tokens)
 
     def limited_locally(self) -> None:
         self._limiter_fallbacks.inc()

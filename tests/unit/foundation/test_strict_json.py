@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -364,3 +365,47 @@ def _numbers(value: JsonValue) -> list[float]:
     if isinstance(value, list):
         return [number for item in value for number in _numbers(item)]
     return [value] if isinstance(value, int | float) else []
+
+
+# --- both ways of reading ---------------------------------------------------------------------------------------------
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+        max_leaves=12,
+    ),
+    st.sampled_from([(",", ":"), (", ", ": ")]),
+    st.sampled_from(["ascii", "utf-8"]),
+    st.integers(0, 200),
+)
+def test_the_fast_way_reads_what_the_slow_way_reads(
+    value: object, separators: tuple[str, str], alphabet: str, cut: int
+) -> None:
+    text = json.dumps(value, separators=separators, ensure_ascii=alphabet == "ascii")
+    body = text.encode("utf-8", "surrogatepass")
+
+    for piece in (body, body[:cut], body + body[:cut], body.replace(b'"', b'"a', 1)):
+        assert _outcome(strict_json.loads, piece) == _outcome(lambda body: strict_json._loads_slowly(body, 64), piece)
+
+
+def _outcome(read: Callable[[bytes], object], body: bytes) -> tuple[str, str]:
+    try:
+        # repr, because 1 == 1.0 == True, and nan != nan
+        return "read", repr(read(body))
+    except InvalidRequest as error:
+        return "refused", f"{error.code} {error.public}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":1,"a":1}', b'{"a":1,"a":2}', b'{"a":{"b":1,"b":1}}', b"1e20", b"100000000000000000000", b"-0", b"-0.0",
+        b"0.1", b"1E5", b"1.50", b"18446744073709551615", b"18446744073709551616", b'"\\ud800"', b'"\\u00e9"', b"NaN",
+        b"1e999", b"[" * 64 + b"]" * 64, b"[" * 65 + b"]" * 65, b"[[],[],[]," * 60 + b"1" + b"]" * 60, b'"' + b"{" * 100 + b'"',
+        b"\xef\xbb\xbf{}", b" {} ", b"\x00", b'"\x7f"', b'"\\/"', b"[" * 2000,
+    ],
+)  # fmt: skip
+def test_hostile_texts_are_read_alike_both_ways(body: bytes) -> None:
+    assert _outcome(strict_json.loads, body) == _outcome(lambda body: strict_json._loads_slowly(body, 64), body)

@@ -7,9 +7,11 @@ import json
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import gevent
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -299,3 +301,77 @@ def test_there_are_as_many_lines_as_events(tmp_path: Path, values: list[str]) ->
     for name in ("app.log", "app.jsonl"):
         assert len((folder / name).read_text(encoding="utf-8").splitlines()) == len(values)
     assert [json.loads(line)["agent"] for line in lines_of(folder / "app.jsonl")] == values
+
+
+# --- lines that are written together ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Path]:
+    """Logs as a worker has them, in a folder of their own."""
+    configure_logs(TelemetrySettings(log_directory=tmp_path), together=True)
+    yield tmp_path
+    for handler in logging.getLogger().handlers:
+        handler.close()
+
+
+def lines_in(folder: Path, name: str = "app.log") -> list[str]:
+    return [line.split(" ", 3)[3] for line in (folder / name).read_text("utf-8").splitlines()]
+
+
+def test_a_worker_writes_lines_together_and_soon(held: Path) -> None:
+    log = logging.getLogger("slp.tests")
+
+    for number in range(5):
+        log.info("line %d", number)
+    at_once = lines_in(held)
+    gevent.sleep(0.5)
+
+    assert at_once == []
+    assert lines_in(held) == [f"line {number}" for number in range(5)]
+    assert len((held / "app.jsonl").read_text("utf-8").splitlines()) == 5
+    log.info("and again")
+    gevent.sleep(0.5)
+    assert lines_in(held)[-1] == "and again"
+
+
+def test_a_warning_is_written_at_once_behind_what_came_before(held: Path) -> None:
+    log = logging.getLogger("slp.tests")
+
+    log.info("first")
+    log.warning("second")
+
+    assert lines_in(held) == ["first", "second"]
+
+
+def test_what_is_held_back_is_bounded_and_written_at_the_end(held: Path) -> None:
+    log = logging.getLogger("slp.tests")
+
+    for number in range(2500):
+        log.info("line %d", number)
+    at_once = len(lines_in(held))
+    logging.shutdown()
+
+    assert at_once == 2000
+    assert len(lines_in(held)) == 2500
+
+
+def test_another_threads_lines_wait_for_nobody(held: Path) -> None:
+    thread = threading.Thread(target=logging.getLogger("slp.tests").info, args=("from a thread",))
+
+    thread.start()
+    thread.join()
+
+    assert lines_in(held) == ["from a thread"]
+
+
+def test_after_logrotate_lines_go_to_the_new_file(held: Path) -> None:
+    log = logging.getLogger("slp.tests")
+    log.warning("old")
+
+    (held / "app.log").rename(held / "app.log.1")
+    log.info("new")
+    gevent.sleep(0.5)
+
+    assert lines_in(held, "app.log.1") == ["old"]
+    assert lines_in(held) == ["new"]
