@@ -1,59 +1,121 @@
-"""`manage.py serve`: one process that starts the others, restarts what dies, and stops all of it in order.
+"""The process that `manage.py serve` becomes: it starts the others, restarts what dies, and stops all of it in order.
 
-The audit writer starts first and stops last, so that no request ever runs without it and no record is left behind.
+All children start at once; that is safe, since a worker answers 503 to whatever must be recorded until the audit writer
+is there. The writer stops last, so that no request runs without it and no record is left behind.
+
+`python -m secure_llm_proxy.server.supervisor FD`: the plan, one JSON object made by `server/start.py`, is read from the
+pipe FD; every check was made before. Exit codes: 0 stopped by SIGTERM or SIGINT, 1 a child did not start.
+
+It lives as long as the server and only watches, hence plain classes and nothing but the standard library's small parts:
+8 MB instead of the 74 MB of a process that has imported the command line (PSS, 2026-11-21).
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import logging
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO
 
-from secure_llm_proxy.foundation.errors import OperatorError
-from secure_llm_proxy.settings import Settings, SettingsError
+TYPE_CHECKING = False  # what typing's constant is to a type checker, without importing typing
+if TYPE_CHECKING:
+    from typing import Literal, TypedDict
 
-log = logging.getLogger(__name__)
+    class ChildPlan(TypedDict):
+        """One process: `without` names variables that it must not see, `only` all that it may; `added` come on top.
 
+        It is up when somebody listens on `address` (a socket's path, or host and port) or, with `answers`, when a health
+        question is answered there. `stop_s` is how long it may take to end by itself.
+        """
+
+        name: str
+        command: list[str]
+        added: dict[str, str]
+        without: list[str]
+        only: list[str] | None
+        stop_s: float
+        address: str | tuple[str, int]
+        answers: bool
+
+    class Plan(TypedDict):
+        """The children in the order in which they are waited for, the one that reloads last.
+
+        `check` is a command that fails with a sentence when no server could run with the settings of now; `ready` is said
+        once all are up.
+        """
+
+        children: list[ChildPlan]
+        check: list[str]
+        ready: str
+        log_format: Literal["text", "json"]
+        log_level: str
+
+
+_LOGGER = "secure_llm_proxy.server.supervisor"  # __name__ is __main__ here
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _READY_S = 60.0
+_LOOK_S = 0.01
 _TICK_S = 0.1
+_CHECK_S = 60.0
 _RESTART_S = (0.0, 0.5, 1.0, 1.5)
 _SETTLED_S = 10.0
 _HOPELESS = {2: "its settings are wrong", 3: "its workers can't start", 4: "the application can't be loaded"}
+_LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass
-class Child:
-    """One supervised process. `stop_s` is how long it may take to end by itself."""
+class DidNotStart(Exception):
+    """A child ended or did not answer; says which and why."""
 
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    stop_s: float
-    is_up: Callable[[], bool]
-    process: subprocess.Popen[bytes] | None = None
-    started_s: float = 0.0
-    failures: int = 0
-    restart_at_s: float = field(default=0.0)
+
+class Log:
+    """Lines on standard output in the form of `telemetry/logs.py`, which would bring 20 MB of imports along."""
+
+    def __init__(self, form: Literal["text", "json"], level: str) -> None:
+        self._form = form
+        self._level = _LEVELS[level]
+
+    def say(self, level: str, sentence: str, **fields: object) -> None:
+        if _LEVELS[level] < self._level:
+            return
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+        if self._form == "json":
+            line = json.dumps({"timestamp": stamp, "level": level, "logger": _LOGGER, "message": sentence, **fields})
+        else:
+            told = [f"{name}={_one_line(str(value))}" for name, value in fields.items()]
+            line = " ".join([stamp, level, _LOGGER, sentence, *told])
+        print(line, flush=True)
+
+
+class Child:
+    """One supervised process."""
+
+    def __init__(self, plan: ChildPlan, log: Log) -> None:
+        self.name = plan["name"]
+        self._plan = plan
+        self._log = log
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started_s = 0.0
+        self.failures = 0
+        self.restart_at_s = 0.0
 
     def start(self) -> None:
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(  # noqa: S603  the command is ours, from start to end
-            self.command,
-            env=self.environment,
+            self._plan["command"],
+            env=self._environment(),
             start_new_session=True,
             preexec_fn=_die_with_parent,  # noqa: PLW1509  one thread only
         )
+
+    def is_up(self) -> bool:
+        address = self._plan["address"]
+        return answers(address) if self._plan["answers"] else listens(address)
 
     def exit_code(self) -> int | None:
         return self.process.poll() if self.process is not None else None
@@ -64,98 +126,68 @@ class Child:
             return
         self.process.terminate()
         try:
-            self.process.wait(self.stop_s)
+            self.process.wait(self._plan["stop_s"])
         except subprocess.TimeoutExpired:
-            log.warning("did not stop in time, killed", extra={"child": self.name})
+            self._log.say("WARNING", "did not stop in time, killed", child=self.name)
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(5)
 
+    def _environment(self) -> dict[str, str]:
+        only, without = self._plan["only"], self._plan["without"]
+        seen = {
+            name: value for name, value in os.environ.items() if name not in without and (only is None or name in only)
+        }
+        return {**seen, **self._plan["added"]}
+
 
 class Supervisor:
-    """Runs until SIGTERM or SIGINT; then stops the children in reverse order and returns 0.
+    """Runs until SIGTERM or SIGINT; then stops the children in reverse order."""
 
-    `check` reads the settings anew and raises `SettingsError` or `OperatorError` when no server could run with them.
-    """
-
-    def __init__(self, settings: Settings, *, project: Path, check: Callable[[], object]) -> None:
-        self._settings = settings
-        self._check = check
-        self._project = project
+    def __init__(self, plan: Plan) -> None:
+        self._log = Log(plan["log_format"], plan["log_level"])
+        self._children = [Child(child, self._log) for child in plan["children"]]
+        self._check = plan["check"]
+        self._ready = plan["ready"]
         self._stopping = False
-        self._demo_port = _free_port() if settings.upstream.api_url is None else None
-        self._children = self._plan()
+        self._reload_asked = False
+        self._checking: subprocess.Popen[bytes] | None = None
+        self._checking_since_s = 0.0
 
-    def run(self, on_ready: Callable[[], None]) -> int:
-        """Start all, call `on_ready` once the server answers, keep all alive. Returns the exit code."""
-        lock = _lock_instance(self._settings.server.instance_directory)
-        for name in (signal.SIGTERM, signal.SIGINT):
+    def listen_to_signals(self) -> None:
+        for name in STOP_SIGNALS:
             signal.signal(name, self._ask_to_stop)
-        signal.signal(signal.SIGHUP, self._reload)
+        signal.signal(signal.SIGHUP, self._ask_to_reload)
+
+    def run(self) -> None:
+        """Start all, say so once the server answers, keep all alive. Raises `DidNotStart` when one can't; none is left."""
         try:
             for child in self._children:
                 child.start()
+            for child in self._children:
                 self._wait_until_up(child)
             if not self._stopping:
-                on_ready()
+                print(self._ready, flush=True)
             while not self._stopping:
                 self._revive()
+                self._reload()
                 time.sleep(_TICK_S)
         finally:
+            if self._checking is not None:
+                self._checking.kill()
             for child in reversed(self._children):
                 child.stop()
-            lock.close()
-        return 0
-
-    def _plan(self) -> list[Child]:
-        settings, python = self._settings, sys.executable
-        everything = {**os.environ, "PYTHONPATH": str(self._project)}
-        # Only the writer may hold the key to what was recorded.
-        web = {name: value for name, value in everything.items() if name != "AUDIT_KEK"}
-        children = [
-            Child(
-                name="audit writer",
-                command=[python, "-m", "secure_llm_proxy.audit"],
-                environment=everything,
-                stop_s=15,
-                is_up=lambda: _listens(settings.audit.socket),
-            )
-        ]
-        if self._demo_port is not None:
-            port = self._demo_port
-            web["DEMO_UPSTREAM_URL"] = f"http://127.0.0.1:{port}/v1"
-            children.append(
-                Child(
-                    name="demo upstream",
-                    command=[python, "-m", "secure_llm_proxy.demo", "--port", str(port)],
-                    environment={
-                        name: everything[name] for name in ("PATH", "LANG", "HOME", "PYTHONPATH") if name in everything
-                    },
-                    stop_s=5,
-                    is_up=lambda: _listens(("127.0.0.1", port)),
-                )
-            )
-        children.append(
-            Child(
-                name="server",
-                command=[python, "-m", "gunicorn", "-c", str(self._project / "gunicorn.conf.py"), "app:app"],
-                environment=web,
-                stop_s=settings.server.graceful_timeout_s + 10,
-                is_up=lambda: _answers(_server_address(settings)),
-            )
-        )
-        return children
 
     def _wait_until_up(self, child: Child) -> None:
         deadline = time.monotonic() + _READY_S
         while not self._stopping and not child.is_up():
             code = child.exit_code()
             if code is not None:
-                raise OperatorError(
+                raise DidNotStart(
                     f"The {child.name} did not start: {_HOPELESS.get(code, f'it ended with code {code}')}."
                 )
             if time.monotonic() > deadline:
-                raise OperatorError(f"The {child.name} did not start within {_READY_S:.0f} s; see its log.")
-            time.sleep(0.02)
+                raise DidNotStart(f"The {child.name} did not start within {_READY_S:.0f} s; see its log.")
+            time.sleep(_LOOK_S)
 
     def _revive(self) -> None:
         now = time.monotonic()
@@ -169,87 +201,69 @@ class Supervisor:
                 pause = _RESTART_S[min(child.failures, len(_RESTART_S) - 1)]
                 child.failures += 1
                 child.restart_at_s = now + pause
-                log.error("child ended, starting it again", extra={"child": child.name, "exit": code, "pause_s": pause})
+                self._log.say("ERROR", "child ended, starting it again", child=child.name, exit=code, pause_s=pause)
             if now >= child.restart_at_s:
                 child.start()
 
     def _ask_to_stop(self, _signal: int, _frame: object) -> None:
         self._stopping = True
 
-    def _reload(self, _signal: int, _frame: object) -> None:
+    def _ask_to_reload(self, _signal: int, _frame: object) -> None:
+        self._reload_asked = True
+
+    def _reload(self) -> None:
         """SIGHUP: gunicorn loads settings and application anew and lets running requests end.
 
-        Not with wrong settings: gunicorn would end at once, and take every running request along.
+        Not with wrong settings: gunicorn would end at once, and take every running request along. They are judged by a
+        process of its own, which ends; nobody waits for it here.
         """
-        try:
-            self._check()
-        except (SettingsError, OperatorError) as error:
-            log.error("not reloaded, the settings are wrong", extra={"why": str(error)})  # noqa: TRY400  it says it all
+        if self._checking is None:
+            if self._reload_asked:
+                self._reload_asked = False
+                self._checking_since_s = time.monotonic()
+                self._checking = subprocess.Popen(  # noqa: S603  as above
+                    self._check,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    preexec_fn=_die_with_parent,  # noqa: PLW1509
+                )
+            return
+        if self._checking.poll() is None:
+            if time.monotonic() - self._checking_since_s > _CHECK_S:
+                self._checking.kill()
+            return
+        checked, self._checking = self._checking, None
+        assert checked.stderr is not None
+        with checked.stderr as stderr:
+            why = stderr.read().decode(errors="replace").strip().removeprefix("Error: ")
+        if checked.returncode != 0:
+            self._log.say("ERROR", "not reloaded, the settings are wrong", why=why)
             return
         server = self._children[-1].process
         if server is not None and server.poll() is None:
             server.send_signal(signal.SIGHUP)
 
 
-def _lock_instance(directory: Path) -> IO[bytes]:
-    """Hold the data directory for one `manage.py serve`; the kernel lets go of it however we end."""
-    directory.joinpath("run").mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = directory.joinpath("run", "serve.lock").open("wb")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise OperatorError(
-            f"Another `manage.py serve` works on {directory}; stop it, or give this one its own INSTANCE_DIR."
-        ) from None
-    return lock
-
-
-def require_free_address(settings: Settings) -> None:
-    """Raise `OperatorError` when another process listens already where the server would."""
-    address = _server_address(settings)
-    if isinstance(address, Path):
-        if _listens(address):
-            raise OperatorError(f"Another process listens on {address}; stop it or set BIND.")
-        return
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except PermissionError:
-            raise OperatorError(
-                f"Port {address[1]} needs privileges; choose one above 1023 with --port or PORT."
-            ) from None
-        except OSError as error:
-            raise OperatorError(
-                f"Port {address[1]} on {address[0]} is taken ({error.strerror}); choose another with --port or PORT."
-            ) from None
-
-
-def _server_address(settings: Settings) -> tuple[str, int] | Path:
-    if settings.server.bind is not None:
-        return Path(settings.server.bind.removeprefix("unix:"))
-    return settings.server.host, settings.server.port
-
-
-def _listens(address: tuple[str, int] | Path) -> bool:
+def listens(address: str | tuple[str, int]) -> bool:
     return _heard(address, b"") is not None
 
 
-def _answers(address: tuple[str, int] | Path) -> bool:
+def answers(address: str | tuple[str, int]) -> bool:
     """gunicorn's master listens before it knows whether any worker can start: only a worker's answer tells."""
     heard = _heard(address, b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     return heard is not None and heard.startswith(b"HTTP/1.1 200 ")
 
 
-def _heard(address: tuple[str, int] | Path, question: bytes) -> bytes | None:
+def _heard(address: str | tuple[str, int], question: bytes) -> bytes | None:
     """The first bytes of the answer; None when nobody listens or answers within a second."""
-    if isinstance(address, Path):
-        family, target = socket.AF_UNIX, str(address)
+    target: str | tuple[str, int]
+    if isinstance(address, str):
+        family, target = socket.AF_UNIX, address
     else:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104  a name, not a bind
-        family, target = (socket.AF_INET6 if ":" in host else socket.AF_INET), (host, address[1])  # type: ignore[assignment]
+        host, port = address
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  a name, not a bind
+        family, target = (socket.AF_INET6 if ":" in host else socket.AF_INET), (host, port)
     with socket.socket(family) as probe:
         probe.settimeout(1)
         try:
@@ -260,14 +274,32 @@ def _heard(address: tuple[str, int] | Path, question: bytes) -> bytes | None:
             return None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _one_line(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _die_with_parent() -> None:
     """A killed supervisor must not leave a server without audit writer behind (prctl(2), Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def main(descriptor: int) -> int:
+    with open(descriptor, "rb") as pipe:
+        plan: Plan = json.load(pipe)
+    supervisor = Supervisor(plan)
+    supervisor.listen_to_signals()
+    # `server/start.py` blocked them, so that none came between its handlers and ours.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGHUP})
+    try:
+        supervisor.run()
+    except DidNotStart as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,57 @@
+"""The list of commands, and what a command imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from secure_llm_proxy.cli.program import COMMANDS, HIDDEN_COMMANDS, program
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_list_says_of_each_command_what_the_command_says_of_itself(width: int) -> None:
+    context = click.Context(program, info_name="manage.py", max_content_width=width, terminal_width=width)
+    commands = {name: program.get_command(context, name) for name in COMMANDS}
+    imported = click.Group(commands={name: command for name, command in commands.items() if command is not None})
+
+    listed = program.get_help(context)
+    expected = imported.get_help(click.Context(imported, max_content_width=width, terminal_width=width))
+
+    assert listed.partition("Commands:")[2] == expected.partition("Commands:")[2] != ""
+
+
+def test_what_programs_ask_is_there_and_not_listed() -> None:
+    context = click.Context(program)
+
+    for name in HIDDEN_COMMANDS:
+        command = program.get_command(context, name)
+        assert command is not None
+        assert command.hidden
+        assert command.name == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "never"),
+    [
+        (["--help"], {"pydantic", "sqlalchemy", "alembic", "gevent"}),
+        (["serve", "--help"], {"sqlalchemy", "alembic", "flask", "gunicorn", "argon2"}),
+    ],
+)
+def test_nothing_is_imported_that_the_command_does_not_use(arguments: list[str], never: set[str]) -> None:
+    code = (
+        "import sys; from secure_llm_proxy.cli.program import main\n"
+        "try: main()\nfinally: sys.stderr.write(' '.join(sys.modules))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert "Usage:" in done.stdout
+    assert set(done.stderr.split()) & never == set()
