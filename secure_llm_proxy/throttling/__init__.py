@@ -19,7 +19,8 @@ from secure_llm_proxy.throttling.heartbeat import HEARTBEAT_S, run_heartbeat
 from secure_llm_proxy.throttling.holds import Hold, Throttle
 from secure_llm_proxy.throttling.opening import open_throttle
 from secure_llm_proxy.throttling.process import ProcessThrottle
-from secure_llm_proxy.throttling.redis_throttle import RedisAway, RedisThrottle
+from secure_llm_proxy.throttling.redis_away import RedisAway
+from secure_llm_proxy.throttling.redis_throttle import RedisThrottle
 from secure_llm_proxy.throttling.shares import Shares
 
 __all__ = [

@@ -89,43 +89,39 @@ class Standing(NamedTuple):
     in_flight: int
 
 
-def is_granted(standing: Standing) -> bool:
-    _, limit, debt, in_flight = standing
-    return debt + limit.request <= limit.size and in_flight < limit.concurrent
-
-
 def decide(standings: Sequence[Standing], *, source: str) -> RateDecision:
     """The strictest bucket's answer: when allowed the one with the fewest remaining, else the longest to wait for.
 
     `limit` is always requests per minute; `remaining` counts free slots as well, since no more could follow at once.
     """
-    if all(map(is_granted, standings)):
-        return min([_grant(standing, source) for standing in standings], key=_remaining)
-    return max([refusal for standing in standings for refusal in _refusals(standing, source)], key=_retry_after)
-
-
-def _remaining(decision: RateDecision) -> int:
-    return decision.remaining
+    least = -1
+    strictest = standings[0]
+    by_slots = False
+    for standing in standings:
+        _, limit, debt, in_flight = standing
+        requests = (limit.size - debt) // limit.request - 1
+        remaining = slots = limit.concurrent - in_flight - 1
+        if requests <= slots:
+            remaining = requests
+        if remaining < 0:
+            return max([refusal for each in standings for refusal in _refusals(each, source)], key=_retry_after)
+        if least < 0 or remaining < least:
+            least, strictest, by_slots = remaining, standing, requests > slots
+    side, limit, debt, _ = strictest
+    # by position: keywords would cost as much as the fields themselves
+    return RateDecision(
+        True,
+        limit.per_minute,
+        least,
+        _seconds(debt + limit.request, limit),
+        0,
+        source,
+        f"{side}_concurrent" if by_slots else f"{side}_rate",
+    )
 
 
 def _retry_after(decision: RateDecision) -> int:
     return decision.retry_after_s
-
-
-def _grant(standing: Standing, source: str) -> RateDecision:
-    side, limit, debt, in_flight = standing
-    debt += limit.request
-    requests = (limit.size - debt) // limit.request
-    slots = limit.concurrent - in_flight - 1
-    return RateDecision(
-        allowed=True,
-        limit=limit.per_minute,
-        remaining=min(requests, slots),
-        reset_s=_seconds(debt, limit),
-        retry_after_s=0,
-        source=source,
-        bucket=f"{side}_rate" if requests <= slots else f"{side}_concurrent",
-    )
 
 
 def _refusals(standing: Standing, source: str) -> list[RateDecision]:

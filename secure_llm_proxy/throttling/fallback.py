@@ -10,7 +10,8 @@ from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.throttling.buckets import address_bucket, key_bucket
 from secure_llm_proxy.throttling.holds import Hold
 from secure_llm_proxy.throttling.process import Account, ProcessThrottle
-from secure_llm_proxy.throttling.redis_throttle import RedisAway, RedisThrottle
+from secure_llm_proxy.throttling.redis_away import RedisAway
+from secure_llm_proxy.throttling.redis_throttle import RedisThrottle
 from secure_llm_proxy.throttling.shares import Shares
 from secure_llm_proxy.vocabulary.caller import RateClass
 
@@ -115,7 +116,7 @@ class FallbackThrottle:
         self._remote.discard(hold.exchange_id)
         if self._away is None and not self._settling:
             try:
-                self._primary.release(hold)
+                self._primary.release(hold, self._note_lost_release)
             except RedisAway as away:
                 self._note(away)
             else:
@@ -164,6 +165,11 @@ class FallbackThrottle:
                 extra={"reason": away.reason, "shares": self._shares.count},
             )
         self._away = away.reason
+
+    def _note_lost_release(self, hold: Hold, away: RedisAway) -> None:
+        """Redis was told of an end, and did not say that it heard. Telling it again does no harm."""
+        self._owe_release(hold.exchange_id, hold.buckets)
+        self._note(away)
 
     def _settle(self) -> None:
         """Count the hosts and tell Redis what is owed. While this runs, exchanges that end are owed, too: their slot

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import lru_cache
 
-from redis import Redis
-from redis.connection import BlockingConnectionPool
-from redis.exceptions import ResponseError
+from greenlet import getcurrent
 
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import RedisSettings, ThrottlingSettings
 from secure_llm_proxy.throttling import lua
 from secure_llm_proxy.throttling.buckets import (
+    Limit,
     Standing,
     address_bucket,
     decide,
@@ -22,6 +21,10 @@ from secure_llm_proxy.throttling.buckets import (
 )
 from secure_llm_proxy.throttling.holds import Hold
 from secure_llm_proxy.throttling.process import Account
+from secure_llm_proxy.throttling.redis_address import redis_address
+from secure_llm_proxy.throttling.redis_away import RedisAway
+from secure_llm_proxy.throttling.redis_link import RedisLinks
+from secure_llm_proxy.throttling.resp import Script, bulk, packed
 from secure_llm_proxy.vocabulary.caller import RateClass
 
 RATE_KEY = "slp:rate_limit:rate:"
@@ -29,22 +32,16 @@ IN_FLIGHT_KEY = "slp:rate_limit:in_flight:"
 HOSTS_KEY = "slp:hosts"
 
 _HOST_TTL_US = 20_000_000
-_CONNECTIONS_MAX = 64
 _IDS_AT_ONCE = 1000
 
-Answer = TypeVar("Answer")
+_TAKE = Script(lua.TAKE)
+_RELEASE = Script(lua.RELEASE)
+_SETTLE = Script(lua.SETTLE)
+_COUNT_HOSTS = Script(lua.COUNT_HOSTS)
 
-
-class RedisAway(Exception):
-    """Redis did not do what was asked of it: unreachable, slow, full, read-only, locked or speaking nonsense.
-
-    `reason` is the kind of the error alone, fit for everybody's eyes: no host, no password. Whether it was done all the
-    same is unknown after a timeout.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+_TAKE_OPENING = _TAKE.opening(keys=4, arguments=11)
+_RELEASE_OPENING = _RELEASE.opening(keys=2, arguments=1)
+_NO_CLOCK = bulk("")
 
 
 class RedisThrottle:
@@ -62,26 +59,9 @@ class RedisThrottle:
         url = redis.connection_url()
         if url is None:
             raise OperatorError("REDIS_URL is not set.")
-        try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=_CONNECTIONS_MAX,
-                timeout=redis.timeout_s,
-                socket_timeout=redis.timeout_s,
-                socket_connect_timeout=redis.timeout_s,
-                driver_info=None,
-            )
-        except ValueError:
-            # the text of the error may hold parts of the URL, and with them the password
-            raise OperatorError(
-                "REDIS_URL can't be read; write redis://host:6379/0, rediss://… for TLS, or unix:///path."
-            ) from None
-        self._client: Redis = Redis(connection_pool=pool)
-        self._take = self._client.register_script(lua.TAKE)
-        self._release = self._client.register_script(lua.RELEASE)
-        self._settle = self._client.register_script(lua.SETTLE)
-        self._count_hosts = self._client.register_script(lua.COUNT_HOSTS)
+        self._links = RedisLinks(redis_address(url), redis.timeout_s)
         self._slot_ttl_us = int(settings.slot_ttl_s * 1_000_000)
+        self._packed_slot_ttl = bulk(self._slot_ttl_us)
         self._clock_us = clock_us
 
     def take(
@@ -89,27 +69,19 @@ class RedisThrottle:
     ) -> Hold:
         key, client = key_bucket(key_id), address_bucket(address)
         limit, client_limit = limit_of(key_class), limit_of(address_class)
-        granted, debt, in_flight, client_debt, client_in_flight = self._ask(
-            lambda: _integers(
-                self._take(
-                    keys=[RATE_KEY + key, IN_FLIGHT_KEY + key, RATE_KEY + client, IN_FLIGHT_KEY + client],
-                    args=[
-                        self._now(),
-                        exchange_id,
-                        self._slot_ttl_us,
-                        limit.refill,
-                        limit.request,
-                        limit.size,
-                        limit.concurrent,
-                        client_limit.refill,
-                        client_limit.request,
-                        client_limit.size,
-                        client_limit.concurrent,
-                    ],
-                ),
-                5,
+        question = b"".join(
+            (
+                _TAKE_OPENING,
+                _packed_keys(key),
+                _packed_keys(client),
+                _NO_CLOCK if self._clock_us is None else bulk(self._clock_us()),
+                bulk(exchange_id),
+                self._packed_slot_ttl,
+                _packed_limit(limit),
+                _packed_limit(client_limit),
             )
         )
+        granted, debt, in_flight, client_debt, client_in_flight = _integers(self._links.here().ask(question, _TAKE), 5)
         decision = decide(
             (
                 Standing("key", limit, debt, in_flight),
@@ -121,69 +93,74 @@ class RedisThrottle:
             raise RedisAway("InvalidResponse")
         return Hold(decision, exchange_id, (key, client) if granted else ())
 
-    def release(self, hold: Hold) -> None:
-        if hold.buckets:
-            self._ask(
-                lambda: self._release(keys=[IN_FLIGHT_KEY + name for name in hold.buckets], args=[hold.exchange_id])
-            )
+    def release(self, hold: Hold, on_lost: Callable[[Hold, RedisAway], None] | None = None) -> None:
+        """Give the slots back. With `on_lost` it does not wait for the answer: what went wrong is told there, in the loop.
+
+        It waits all the same in the main greenlet of a thread (commands, tests): nobody knows when the loop turns next.
+        """
+        if not hold.buckets:
+            return
+        key, client = hold.buckets
+        frame = b"".join((_RELEASE_OPENING, _packed_slots(key), _packed_slots(client), bulk(hold.exchange_id)))
+        link = self._links.here()
+        if on_lost is None or getcurrent().parent is None:
+            link.ask(frame, _RELEASE)
+        else:
+            tell_lost = on_lost
+            link.tell(frame, _RELEASE, lambda away: tell_lost(hold, away))
 
     def settle(self, accounts: Sequence[Account], ended: Sequence[tuple[str, tuple[str, ...]]]) -> None:
         """Add what was granted without Redis; give back the slots of exchanges (id, buckets) that ended meanwhile."""
-
-        def send() -> None:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for account in accounts:
-                    ids = account.exchange_ids
-                    for start in range(0, max(1, len(ids)), _IDS_AT_ONCE):
-                        self._settle(
-                            keys=[RATE_KEY + account.name, IN_FLIGHT_KEY + account.name],
-                            args=[
-                                self._now(),
-                                self._slot_ttl_us,
-                                account.limit.refill,
-                                account.limit.size,
-                                account.debt if start == 0 else 0,
-                                *ids[start : start + _IDS_AT_ONCE],
-                            ],
-                            client=pipeline,
-                        )
-                for exchange_id, buckets in ended:
-                    for name in buckets:
-                        pipeline.zrem(IN_FLIGHT_KEY + name, exchange_id)
-                pipeline.execute()
-
-        if accounts or ended:
-            self._ask(send)
+        commands: list[tuple[bytes, Script | None]] = []
+        for account in accounts:
+            ids = account.exchange_ids
+            for start in range(0, max(1, len(ids)), _IDS_AT_ONCE):
+                call = _SETTLE.call(
+                    [RATE_KEY + account.name, IN_FLIGHT_KEY + account.name],
+                    [
+                        self._now(),
+                        self._slot_ttl_us,
+                        account.limit.refill,
+                        account.limit.size,
+                        account.debt if start == 0 else 0,
+                        *ids[start : start + _IDS_AT_ONCE],
+                    ],
+                )
+                commands.append((call, _SETTLE))
+        for exchange_id, buckets in ended:
+            commands += [(packed("ZREM", IN_FLIGHT_KEY + name, exchange_id), None) for name in buckets]
+        self._links.here().ask_all(commands)
 
     def count_hosts(self, host_id: str) -> int:
         """How many hosts called this within 20 s, `host_id` included. It writes, so it proves that Redis can."""
-        return self._ask(
-            lambda: _integers([self._count_hosts(keys=[HOSTS_KEY], args=[self._now(), host_id, _HOST_TTL_US])], 1)[0]
-        )
+        call = _COUNT_HOSTS.call([HOSTS_KEY], [self._now(), host_id, _HOST_TTL_US])
+        return _integers([self._links.here().ask(call, _COUNT_HOSTS)], 1)[0]
 
     def close(self) -> None:
-        self._client.connection_pool.disconnect()
+        """Hang up once Redis has been told of every slot given back."""
+        self._links.close()
 
     def _now(self) -> int | str:
         return "" if self._clock_us is None else self._clock_us()
 
-    @staticmethod
-    def _ask(question: Callable[[], Answer]) -> Answer:
-        try:
-            return question()
-        except Exception as error:
-            # Not only RedisError: the library lets others through as well (OSError, AttributeError of a socket that was
-            # closed meanwhile), and none of them may cost a request. Cancellation is a BaseException and passes.
-            raise RedisAway(_reason(error)) from error
+
+@lru_cache(maxsize=8192)
+def _packed_keys(bucket: str) -> bytes:
+    return bulk(RATE_KEY + bucket) + bulk(IN_FLIGHT_KEY + bucket)
 
 
-def _reason(error: Exception) -> str:
-    """`TimeoutError`, `ReadOnlyError`; for errors that the library has no class of, Redis' own code: `MISCONF`."""
-    code = str(error).partition(" ")[0]
-    return code if type(error) is ResponseError and code.isalpha() and code.isupper() else type(error).__name__
+@lru_cache(maxsize=8192)
+def _packed_slots(bucket: str) -> bytes:
+    return bulk(IN_FLIGHT_KEY + bucket)
+
+
+@lru_cache(maxsize=1024)
+def _packed_limit(limit: Limit) -> bytes:
+    return b"".join(map(bulk, (limit.refill, limit.request, limit.size, limit.concurrent)))
 
 
 def _integers(reply: object, count: int) -> list[int]:
-    if not isinstance(reply, list) or len(reply) != count or not all(isinstance(number, int) for number in reply):
-        raise TypeError("Redis answered something else than the script returns")
+    if not isinstance(reply, list) or len(reply) != count or {*map(type, reply)} != {int}:
+        # Something else than the script returns.
+        raise RedisAway("InvalidResponse")
     return reply

@@ -161,8 +161,9 @@ def test_operators_find_the_keys_and_no_address_in_clear(server: PrivateRedis, r
     assert RATE_KEY + "key:key_a" in names
     assert IN_FLIGHT_KEY + "key:key_a" in names
     assert not any("203.0.113" in name for name in names)
-    # all of it goes by itself
-    assert all(0 < int(str(redis.pttl(name))) <= 901_000 for name in names)
+    # all of it goes by itself; a bucket of a million a minute is full, and gone (-2), within two milliseconds
+    lives_ms = [int(str(redis.pttl(name))) for name in names]
+    assert all(life_ms == -2 or 0 <= life_ms <= 901_000 for life_ms in lives_ms)
     throttle.close()
 
 

@@ -13,7 +13,6 @@ from secure_llm_proxy.throttling.buckets import (
     Standing,
     address_bucket,
     decide,
-    is_granted,
     key_bucket,
     limit_of,
     require_limits,
@@ -63,8 +62,8 @@ def test_an_empty_bucket_says_when_the_next_request_has_refilled() -> None:
 
 
 def test_one_drop_short_is_refused_and_an_exact_fit_is_granted() -> None:
-    assert is_granted(standings(key_debt=4 * REQUEST)[0])
-    assert not is_granted(standings(key_debt=4 * REQUEST + 1)[0])
+    assert decide(standings(key_debt=4 * REQUEST), source="redis").allowed
+    assert not decide(standings(key_debt=4 * REQUEST + 1), source="redis").allowed
     assert decide(standings(key_debt=4 * REQUEST + 1), source="redis").retry_after_s == 1
 
 
