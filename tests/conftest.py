@@ -125,9 +125,17 @@ def clustered_proxy(
         yield proxy
 
 
-@pytest.fixture(scope="session", params=["embedded", "clustered"])
+@pytest.fixture(scope="session")
+def stock_proxy(provider: Provider, short_folder: Path) -> Iterator[RunningProxy]:
+    """The reference that the hot path is held to: gunicorn's stock gevent worker and plain Flask views."""
+    settings = {**ROOMY, "LLM_API_URL": provider.base_url, "LLM_API_KEY": "sk-test-provider", "HOT_PATH": "false"}
+    with RunningProxy(short_folder / "stock", settings) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session", params=["embedded", "clustered", "stock"])
 def proxy(request: pytest.FixtureRequest) -> RunningProxy:
-    """The product in both shapes: every test that takes this runs against each."""
+    """The product in its shapes: every test that takes this runs against each."""
     running = request.getfixturevalue(f"{request.param}_proxy")
     assert isinstance(running, RunningProxy)
     return running
