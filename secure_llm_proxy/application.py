@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from flask import Flask
-from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Engine
 
@@ -16,6 +16,7 @@ from secure_llm_proxy.settings.loading import relaxed_settings
 from secure_llm_proxy.telemetry import configure_logs, render_metrics, start_error_reports
 from secure_llm_proxy.web.chat.views import make_chat_door
 from secure_llm_proxy.web.hooks import install_hooks
+from secure_llm_proxy.web.hot_doors import HotDoors
 from secure_llm_proxy.web.house import WebHouse, attach
 from secure_llm_proxy.web.openai.views import make_openai_doors
 from secure_llm_proxy.web.operations.views import make_operations_doors
@@ -25,7 +26,7 @@ _SERVICES = "secure_llm_proxy.services"
 
 def create_app(settings: Settings) -> Flask:
     """Build and start one worker's application. Call `stop_services(app)` at its end."""
-    configure_logs(settings.telemetry)
+    configure_logs(settings.telemetry, together=True)
     start_error_reports(settings.telemetry, environment=settings.server.profile)
     app = Flask("secure_llm_proxy", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
@@ -34,10 +35,13 @@ def create_app(settings: Settings) -> Flask:
     services = build_services(settings)
     app.extensions[_SERVICES] = services
     _wrap_database(app, services.database)
-    attach(app, _web_house(settings, services))
+    web = _web_house(settings, services)
+    attach(app, web)
     install_hooks(app)
     for doors in (make_chat_door(), make_openai_doors(), make_operations_doors()):
         app.register_blueprint(doors)
+    if settings.server.hot_path:
+        app.wsgi_app = HotDoors(app.wsgi_app, web)  # type: ignore[method-assign]  # Flask's own way to mount middleware
     services.start()
     return app
 
@@ -57,7 +61,11 @@ def _wrap_database(app: Flask, database: Database) -> None:
 
     app.config["SQLALCHEMY_DATABASE_URI"] = database.engine.url
     db = SharedEngine(app, metadata=Model.metadata)
-    Migrate(app, db, directory="migrations")
+    if os.environ.get("FLASK_RUN_FROM_CLI") == "true":
+        # `flask db`; a worker has no use for it, and Alembic would cost it 11 MB and 75 ms.
+        from flask_migrate import Migrate  # noqa: PLC0415
+
+        Migrate(app, db, directory="migrations")
 
 
 def _web_house(settings: Settings, services: Services) -> WebHouse:

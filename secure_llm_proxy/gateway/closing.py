@@ -156,6 +156,7 @@ def finish(
     if docket.hold is not None:
         house.throttle.release(docket.hold)
     elapsed_s = docket.elapsed_s()
+    overhead_s = max(0.0, elapsed_s - (docket.upstream_s or 0.0))
     house.metrics.closed(
         ExchangeFacts(
             door=docket.inbound.door,
@@ -164,7 +165,7 @@ def finish(
             model=docket.route.model if docket.route is not None else None,
             duration_s=elapsed_s,
             upstream_s=docket.upstream_s,
-            overhead_s=docket.overhead_s(),
+            overhead_s=overhead_s,
             prompt_tokens=docket.usage.prompt_tokens,
             completion_tokens=docket.usage.completion_tokens,
         )
@@ -185,7 +186,7 @@ def finish(
         "completion_tokens": docket.usage.completion_tokens,
         "rule": docket.rule,
         "detail": detail,
-        "overhead_ms": round(docket.overhead_s() * 1000, 3),
+        "overhead_ms": round(overhead_s * 1000, 3),
         EventName.PROCESSING_TIME.value: round(elapsed_s * 1000, 3),
     }
     log.info(event.value, extra={name: value for name, value in fields.items() if value is not None})

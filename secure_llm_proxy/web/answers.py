@@ -1,25 +1,51 @@
-"""From the corridor's reply to bytes: plain, error or server-sent events, with the headers that every answer carries."""
+"""From the corridor's reply to an answer: plain, error or server-sent events. No web framework: both stacks send it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 
 import orjson
-from flask import Response, g
+from werkzeug.http import HTTP_STATUS_CODES
 
+from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import ClientGone, ProxyError
 from secure_llm_proxy.gateway import RelayedStream, Reply
 from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent
+from secure_llm_proxy.vocabulary.connection import StreamSink
+from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.errors import error_body, error_headers
 from secure_llm_proxy.web.headers import reply_headers
-from secure_llm_proxy.web.presence import ClientWatch
+from secure_llm_proxy.web.inbound import inbound_of
+from secure_llm_proxy.web.presence import Presence, watch_client
 
 DONE = b"data: [DONE]\n\n"
+_OK = "200 OK"
+_JSON = ("Content-Type", "application/json")
+
+
+@dataclass(slots=True)
+class Answer:
+    """`status` is the status line without the version, as werkzeug words it. Whoever sends it adds what every answer
+    carries (`Arrival.missing_headers`), and the length of a body that is bytes.
+    """
+
+    status: str
+    headers: list[tuple[str, str]]
+    body: bytes | EventStream
+
+
+@cache
+def status_line(status: int) -> str:
+    return f"{status} {HTTP_STATUS_CODES.get(status, 'unknown').upper()}"
 
 
 class EventStream:
-    """The WSGI body of a stream: one `data:` line per event, `[DONE]` after the exchange is recorded, an `error` event
-    when it breaks off. The server calls `close()` whatever happens, also when the client left.
+    """The body of a stream: one `data:` line per event, `[DONE]` after the exchange is recorded, an `error` event when it
+    breaks off. Our worker asks it to `relay` itself, any other server iterates it; both call `close()` whatever
+    happens, also when the client left.
     """
 
     def __init__(
@@ -27,7 +53,7 @@ class EventStream:
         stream: RelayedStream,
         present: Callable[[StreamEvent], bytes],
         present_end: Callable[[], bytes],
-        presence: ClientWatch,
+        presence: Presence,
     ) -> None:
         self._stream = stream
         self._present = present
@@ -51,32 +77,99 @@ class EventStream:
             raise StopIteration from None
         except ProxyError as error:
             self._ended = True
-            return b"event: error\ndata: %s\n\n" % error_body(error)
+            return _error_event(error)
+
+    def relay(self, sink: StreamSink) -> None:
+        """Send everything, each event from the event loop, without a greenlet switch for it.
+
+        Raises what `sink` raised (`OSError`, `TimeoutError`) when the client left or stopped reading, so that the server
+        hangs up; the exchange is recorded by then.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        present = self._present
+        broken: OSError | None = None
+
+        def send(event: StreamEvent) -> bool:
+            nonlocal broken
+            try:
+                return sink.send(b"data: %s\n\n" % present(event))
+            except OSError as error:
+                broken = error
+                raise
+
+        def flush() -> None:
+            nonlocal broken
+            try:
+                sink.flush()
+            except OSError as error:
+                broken = error
+                raise
+
+        try:
+            self._stream.relay(send, flush)
+            last = self._present_end() + DONE
+        except ClientGone:
+            if broken is not None:
+                raise broken from None
+            return
+        except ProxyError as error:
+            last = _error_event(error)
+        if not sink.send(last):
+            sink.flush()
 
     def close(self) -> None:
         self._presence.stop()
         self._stream.close()
 
 
-def answer(
-    reply: Reply,
+def ask_corridor(arrival: Arrival, door: str, ask: Callable[[Inbound], Reply]) -> tuple[Reply, Presence]:
+    """Let the corridor answer. Until a plain reply is there, or its stream is closed, the client's leaving is noticed."""
+    cancellation = Cancellation()
+    presence = watch_client(arrival.environ, cancellation)
+    try:
+        reply = ask(inbound_of(arrival, door, presence, cancellation))
+    except BaseException:
+        presence.stop()
+        raise
+    if not isinstance(reply.outcome, RelayedStream):
+        presence.stop()
+    return reply, presence
+
+
+def answer_chat(
+    arrival: Arrival,
+    door: str,
+    ask: Callable[[Inbound], Reply],
     *,
     present: Callable[[Completion, Reply], object],
     present_event: Callable[[StreamEvent], bytes],
     present_end: Callable[[Reply], bytes] = lambda _reply: b"",
-) -> Response:
-    """The Flask answer to a reply; the door says how its completions and events look."""
-    presence: ClientWatch = g.presence
+) -> Answer:
+    """Ask the corridor; the door says how its completions and events look."""
+    reply, presence = ask_corridor(arrival, door, ask)
     headers = reply_headers(reply.facts)
     outcome = reply.outcome
+    if isinstance(outcome, Completion):
+        headers.append(_JSON)
+        return Answer(_OK, headers, orjson.dumps(present(outcome, reply)))
     if isinstance(outcome, RelayedStream):
         headers += [("Content-Type", "text/event-stream; charset=utf-8"), ("X-Accel-Buffering", "no")]
-        body = EventStream(outcome, present_event, lambda: present_end(reply), presence)
-        return Response(body, status=200, headers=headers, direct_passthrough=True)
-    presence.stop()
+        return Answer(_OK, headers, EventStream(outcome, present_event, lambda: present_end(reply), presence))
     if isinstance(outcome, ProxyError):
-        return Response(error_body(outcome), status=outcome.status, headers=headers + error_headers(outcome))
-    if isinstance(outcome, Completion):
-        headers.append(("Content-Type", "application/json"))
-        return Response(orjson.dumps(present(outcome, reply)), status=200, headers=headers)
-    raise TypeError("a list of models is answered by its own view")
+        return refused(outcome, headers)
+    raise TypeError("a list of models is answered by its own door")
+
+
+def answer_json(body: object, headers: list[tuple[str, str]]) -> Answer:
+    return Answer(_OK, [*headers, _JSON], orjson.dumps(body))
+
+
+def refused(error: ProxyError, headers: list[tuple[str, str]]) -> Answer:
+    """An error after what is known of the exchange."""
+    return Answer(status_line(error.status), headers + error_headers(error), error_body(error))
+
+
+def _error_event(error: ProxyError) -> bytes:
+    return b"event: error\ndata: %s\n\n" % error_body(error)

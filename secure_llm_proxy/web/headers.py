@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from secure_llm_proxy.gateway import ReplyFacts
 
@@ -16,20 +17,23 @@ SECURITY_HEADERS: tuple[tuple[str, str], ...] = (
     ("Cache-Control", "no-store"),
     ("Vary", "Authorization, Cookie"),
 )
+_STRICT_TRANSPORT = ("Strict-Transport-Security", "max-age=63072000; includeSubDomains")
 _SAFE = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}\Z")
+
+
+def fixed_headers(*, production: bool) -> tuple[tuple[str, str], ...]:
+    """What every answer of one deployment carries alike."""
+    return (*SECURITY_HEADERS, _STRICT_TRANSPORT) if production else SECURITY_HEADERS
 
 
 def reply_headers(facts: ReplyFacts) -> list[tuple[str, str]]:
     """`X-Request-Id`, the limits' state and the data plane's `X-SLP-…` headers."""
     headers = [("X-Request-Id", facts.exchange_id), ("X-SLP-Overhead-Ms", f"{facts.overhead_ms:.3f}")]
-    for name, value in (
-        ("X-Correlation-ID", facts.correlation_id),
-        ("X-SLP-Audit-Id", facts.audit_id),
-        ("X-SLP-Provider", facts.provider),
-        ("X-SLP-Model", facts.model),
-    ):
-        if value is not None and _SAFE.match(value):
-            headers.append((name, value))
+    if (correlation := safe_id(facts.correlation_id)) is not None:
+        headers.append(("X-Correlation-ID", correlation))
+    if (audit := safe_id(facts.audit_id)) is not None:
+        headers.append(("X-SLP-Audit-Id", audit))
+    headers += _route_headers(facts.provider, facts.model)
     if facts.decision is not None:
         headers += [
             ("X-RateLimit-Limit", str(facts.decision.limit)),
@@ -37,6 +41,13 @@ def reply_headers(facts: ReplyFacts) -> list[tuple[str, str]]:
             ("X-RateLimit-Reset", str(facts.decision.reset_s)),
         ]
     return headers
+
+
+@lru_cache(maxsize=256)
+def _route_headers(provider: str | None, model: str | None) -> tuple[tuple[str, str], ...]:
+    """Routes are few, and the same ones come again and again."""
+    told = (("X-SLP-Provider", safe_id(provider)), ("X-SLP-Model", safe_id(model)))
+    return tuple((name, value) for name, value in told if value is not None)
 
 
 def safe_id(value: str | None) -> str | None:

@@ -1,15 +1,17 @@
-"""From a Flask request to an `Inbound`: the last place that knows both."""
+"""From an arrival to the corridor's `Inbound`: credentials, persons, and the body with its limits."""
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
+from functools import partial
+from io import BytesIO
 from urllib.parse import unquote
+from wsgiref.types import WSGIEnvironment
 
 import gevent
-from flask import Request, g, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.http import parse_options_header
+from werkzeug.wsgi import get_content_length, get_input_stream
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import (
@@ -20,123 +22,130 @@ from secure_llm_proxy.foundation.errors import (
     RequestTooLarge,
     UnsupportedMedia,
 )
-from secure_llm_proxy.foundation.identifiers import ExchangeId, new_exchange_id
 from secure_llm_proxy.settings import LimitSettings
 from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.headers import safe_id
-from secure_llm_proxy.web.house import the_house
-from secure_llm_proxy.web.presence import ClientWatch
+from secure_llm_proxy.web.presence import Presence
 
 _KEY_IN_TEXT = re.compile(r"slp_(?:live|test|adm)_")
 _PERSON_MAX = 256
 _CHUNK = 64 * 1024
 _CHUNKED_STEP = 2048
+_JSON = "application/json"
 
 
-def exchange_id_of_request() -> ExchangeId:
-    """One id per request, made at its first use: it is the `X-Request-Id` of every answer."""
-    if "exchange_id" not in g:
-        g.exchange_id = new_exchange_id()
-    found: ExchangeId = g.exchange_id
-    return found
-
-
-def client_address() -> str:
-    web = the_house()
-    return web.address_of(request.environ.get("REMOTE_ADDR") or "", request.headers.get("X-Forwarded-For"))
-
-
-def inbound_of_request(door: str) -> Inbound:
-    web = the_house()
-    person = request.headers.get("X-User-ID")
-    cancellation = Cancellation()
-    g.presence = ClientWatch(request.environ, cancellation)
+def inbound_of(arrival: Arrival, door: str, presence: Presence, cancellation: Cancellation) -> Inbound:
+    """What the corridor may know. `presence` watches the client from the moment its body is read."""
+    environ = arrival.environ
+    web = arrival.web
+    person = environ.get("HTTP_X_USER_ID")
     return Inbound(
-        exchange_id=exchange_id_of_request(),
+        exchange_id=arrival.exchange_id,
         door=door,
-        address=client_address(),
-        user_agent=request.headers.get("User-Agent", ""),
-        credentials=_credentials(request, web.settings.identity.api_key_header),
-        key_in_url=_has_key_in_url(request),
-        started_s=g.get("started_s", time.monotonic()),
-        read_body=_body_reader(web.settings.limits, g.presence),
+        address=arrival.address,
+        user_agent=arrival.user_agent,
+        credentials=_credentials(environ, web.key_variables),
+        key_in_url=_has_key_in_url(environ),
+        started_s=arrival.started_s,
+        read_body=partial(_read_body, environ, web.settings.limits, presence),
         cancellation=cancellation,
         person=person[:_PERSON_MAX] if person else None,
-        session=safe_id(request.headers.get("X-Session-ID")),
-        correlation_id=safe_id(request.headers.get("X-Correlation-ID")),
+        session=safe_id(environ.get("HTTP_X_SESSION_ID")),
+        correlation_id=arrival.correlation_id,
     )
 
 
-def _has_key_in_url(request: Request) -> bool:
+def _has_key_in_url(environ: WSGIEnvironment) -> bool:
     # The target as it came: path, query, fragment, user part. Escaped once or twice, a key is a key.
-    target = str(request.environ.get("RAW_URI") or f"{request.path}?{request.query_string.decode('latin-1')}")
+    target: str = environ.get("RAW_URI") or f"{environ.get('PATH_INFO', '')}?{environ.get('QUERY_STRING', '')}"
+    if "%" not in target:
+        return "slp_" in target and _KEY_IN_TEXT.search(target) is not None
     once = unquote(target)
     return any(_KEY_IN_TEXT.search(text) for text in (target, once, unquote(once)))
 
 
-def _credentials(request: Request, key_header: str) -> tuple[str, ...]:
-    found = []
-    authorization = request.headers.get("Authorization", "")
-    scheme, _, value = authorization.partition(" ")
-    if scheme.lower() == "bearer":
-        found += [value.strip()] if value.strip() else []
-    elif authorization:
-        # Another scheme, or a bare key: it is somebody's try, so it must not pass for "no key".
-        found.append(authorization)
-    for name in dict.fromkeys((key_header.lower(), "x-api-key")):
-        if value := request.headers.get(name, "").strip():
+def _credentials(environ: WSGIEnvironment, key_variables: tuple[str, ...]) -> tuple[str, ...]:
+    found: list[str] = []
+    authorization: str = environ.get("HTTP_AUTHORIZATION", "")
+    if authorization:
+        scheme, _, value = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            # Another scheme, or a bare key: it is somebody's try, so it must not pass for "no key".
+            found.append(authorization)
+        elif value := value.strip():
             found.append(value)
-    return tuple(dict.fromkeys(found))
+    found += [given for variable in key_variables if (given := environ.get(variable, "").strip())]
+    return tuple(dict.fromkeys(found)) if len(found) > 1 else tuple(found)
 
 
-def _body_reader(limits: LimitSettings, presence: ClientWatch) -> Callable[[], bytes]:
-    arrived = request._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001  werkzeug's way out of its proxy
-
-    def read_body() -> bytes:
-        """The whole body. Raises for a wrong media type, an encoding, too many bytes, or a client too slow."""
-        if arrived.mimetype != "application/json" and not arrived.mimetype.endswith("+json"):
-            raise UnsupportedMedia("Send the body as JSON, with `Content-Type: application/json`.")
-        if arrived.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-            raise UnsupportedMedia(
-                "Compressed request bodies are not accepted.", code=ErrorCode.UNSUPPORTED_CONTENT_ENCODING
-            )
-        if arrived.content_length is not None and arrived.content_length > limits.body_bytes_max:
-            raise _too_large(limits)
-        try:
-            with gevent.Timeout(limits.body_timeout_s):
-                body = _read_bounded(arrived, limits)
-        except (gevent.Timeout, TimeoutError):
-            # The second is the worker's own bound on a socket, SEND_TIMEOUT_S, where that is shorter.
-            raise RequestTimeout("The request body did not arrive in time.") from None
-        except ClientDisconnected:
-            raise ClientGone("The client left before its body was whole.") from None
-        except RequestEntityTooLarge:
-            raise _too_large(limits) from None
-        except (RequestTooLarge, ClientGone):
-            raise
-        except Exception:  # noqa: BLE001  the worker's parser has its own errors for a body whose chunks are broken
-            raise InvalidRequest("The request body is malformed.", code=ErrorCode.MALFORMED_REQUEST) from None
-        # Until here bytes were expected; from here on a readable socket tells of the client's leaving.
-        presence.start()
-        return body
-
-    return read_body
+def _read_body(environ: WSGIEnvironment, limits: LimitSettings, presence: Presence) -> bytes:
+    """The whole body. Raises for a wrong media type, an encoding, too many bytes, or a client too slow."""
+    if not _is_json(environ.get("CONTENT_TYPE", "")):
+        raise UnsupportedMedia("Send the body as JSON, with `Content-Type: application/json`.")
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":
+        raise UnsupportedMedia(
+            "Compressed request bodies are not accepted.", code=ErrorCode.UNSUPPORTED_CONTENT_ENCODING
+        )
+    length = get_content_length(environ)
+    if length is not None and length > limits.body_bytes_max:
+        raise _too_large(limits)
+    source = environ["wsgi.input"]
+    if length is not None and isinstance(source, BytesIO):
+        # Our worker has it all in memory: nothing to wait for, so no timer, which would cost 5 µs.
+        body: bytes = source.read(length)
+        if len(body) != length:
+            raise _left()
+    else:
+        body = _read_in_time(environ, length, limits)
+    # Until here bytes were expected; from here on a readable socket tells of the client's leaving.
+    presence.start()
+    return body
 
 
-def _read_bounded(arrived: Request, limits: LimitSettings) -> bytes:
+def _is_json(content_type: str) -> bool:
+    if content_type == _JSON:
+        return True
+    media_type = parse_options_header(content_type)[0].lower()
+    return media_type == _JSON or media_type.endswith("+json")
+
+
+def _read_in_time(environ: WSGIEnvironment, length: int | None, limits: LimitSettings) -> bytes:
+    try:
+        with gevent.Timeout(limits.body_timeout_s):
+            return _read_bounded(environ, length, limits)
+    except (gevent.Timeout, TimeoutError):
+        # The second is the worker's own bound on a socket, SEND_TIMEOUT_S, where that is shorter.
+        raise RequestTimeout("The request body did not arrive in time.") from None
+    except ClientDisconnected:
+        raise _left() from None
+    except RequestEntityTooLarge:
+        raise _too_large(limits) from None
+    except (RequestTooLarge, ClientGone):
+        raise
+    except Exception:  # noqa: BLE001  the worker's parser has its own errors for a body whose chunks are broken
+        raise InvalidRequest("The request body is malformed.", code=ErrorCode.MALFORMED_REQUEST) from None
+
+
+def _read_bounded(environ: WSGIEnvironment, length: int | None, limits: LimitSettings) -> bytes:
+    stream = get_input_stream(environ)
     read, size = [], 0
-    step = _CHUNK if arrived.content_length is not None else _CHUNKED_STEP
-    while chunk := arrived.stream.read(step):
+    step = _CHUNK if length is not None else _CHUNKED_STEP
+    while chunk := stream.read(step):
         size += len(chunk)
-        if size != arrived.content_length:
+        if size != length:
             # While bytes keep coming gevent never switches by itself, and nobody else would have a turn.
             gevent.sleep(0)
         if size > limits.body_bytes_max:
             raise _too_large(limits)
         read.append(chunk)
-    if arrived.content_length is not None and size != arrived.content_length:
-        raise ClientGone("The client left before its body was whole.")
+    if length is not None and size != length:
+        raise _left()
     return b"".join(read)
+
+
+def _left() -> ClientGone:
+    return ClientGone("The client left before its body was whole.")
 
 
 def _too_large(limits: LimitSettings) -> RequestTooLarge:

@@ -3,14 +3,59 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
+from wsgiref.types import WSGIEnvironment
 
 import gevent
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
+from secure_llm_proxy.vocabulary.connection import CONNECTION, ClientConnection
 
 _TCP_ESTABLISHED = 1  # include/net/tcp_states.h of Linux
 _LOOK_S = 0.25
+
+
+_GONE = "client_gone"
+
+
+class Presence(Protocol):
+    """Raises the exchange's cancellation when the client leaves between `start()` (the body is read) and `stop()` (the
+    answer is out). After `stop()` it never starts again.
+    """
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def watch_client(environ: WSGIEnvironment, cancellation: Cancellation) -> Presence:
+    """By our worker's own watcher where there is one, which costs nothing while nobody leaves (4 µs less a request)."""
+    connection: ClientConnection | None = environ.get(CONNECTION)
+    return ClientWatch(environ, cancellation) if connection is None else LentWatch(connection, cancellation)
+
+
+class LentWatch:
+    """Presence as our worker tells it."""
+
+    __slots__ = ("_cancellation", "_connection", "_started", "_stopped")
+
+    def __init__(self, connection: ClientConnection, cancellation: Cancellation) -> None:
+        self._connection = connection
+        self._cancellation = cancellation
+        self._started = False
+        self._stopped = False
+
+    def start(self) -> None:
+        if not self._started and not self._stopped:
+            self._started = True
+            self._connection.watch(partial(self._cancellation.raise_, _GONE))
+
+    def stop(self) -> None:
+        # Once: by a second time the connection may be at its next request already.
+        if self._started and not self._stopped:
+            self._connection.watch(None)
+        self._stopped = True
 
 
 class ClientWatch:
@@ -20,7 +65,7 @@ class ClientWatch:
     next request already. Without a socket (no gunicorn around) it does nothing.
     """
 
-    def __init__(self, environ: dict[str, Any], cancellation: Cancellation) -> None:
+    def __init__(self, environ: WSGIEnvironment, cancellation: Cancellation) -> None:
         client = environ.get("gunicorn.socket")
         # gevent's socket would switch greenlets in recv(); the one below it answers at once.
         self._client: socket.socket | None = getattr(client, "_sock", client)
@@ -52,7 +97,7 @@ class ClientWatch:
             left = True
         self._watcher.stop()
         if left:
-            self._cancellation.raise_("client_gone")
+            self._cancellation.raise_(_GONE)
         elif self._client.family != socket.AF_UNIX and hasattr(socket, "TCP_INFO"):
             # Bytes of a next request hide the end behind them; TCP itself knows it. (nginx never sends ahead.)
             self._watcher.close()
@@ -68,4 +113,4 @@ class ClientWatch:
             left = True
         if left:
             self._watcher.stop()
-            self._cancellation.raise_("client_gone")
+            self._cancellation.raise_(_GONE)

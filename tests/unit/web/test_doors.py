@@ -447,6 +447,7 @@ import json, sys
 from secure_llm_proxy.application import create_app, stop_services
 from secure_llm_proxy.settings import load_settings
 from secure_llm_proxy.web.doors import DOORS
+from secure_llm_proxy.web.hot_doors import HotDoors
 apps = [create_app(load_settings()) for _ in range(2)]
 rules = [sorted((m, r.rule, r.endpoint) for r in app.url_map.iter_rules() for m in r.methods - {"HEAD"}) for app in apps]
 answers = [app.test_client().get(path) for app in apps for path in ("/health/live", "/chat", "/health/live/", "/v1/models")]
@@ -456,12 +457,15 @@ print("TOLD", json.dumps({
     "doors": sorted((d.method, d.path, d.endpoint) for d in DOORS), "rules": rules,
     "answers": [answer.status_code for answer in answers],
     "cookies": any("Set-Cookie" in answer.headers for answer in answers),
+    "hot": [isinstance(app.wsgi_app, HotDoors) for app in apps],
 }))
 """
 
 
-def test_create_app_twice_in_one_process_gives_the_doors_of_the_table_twice(short_folder: Path) -> None:
+@pytest.mark.parametrize("hot_path", ["true", "false"])
+def test_create_app_twice_in_one_process_gives_the_doors_of_the_table_twice(short_folder: Path, hot_path: str) -> None:
     environment = {
+        "HOT_PATH": hot_path,
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(PROJECT),
         "ENV_FILE": str(short_folder / "none.env"),
@@ -482,6 +486,7 @@ def test_create_app_twice_in_one_process_gives_the_doors_of_the_table_twice(shor
     assert told["rules"] == [told["doors"]] * 2
     assert told["answers"] == [200, 405, 404, 401] * 2
     assert told["cookies"] is False
+    assert told["hot"] == [hot_path == "true"] * 2
 
 
 def test_every_guard_is_used() -> None:

@@ -9,7 +9,8 @@ import gevent
 import pytest
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
-from secure_llm_proxy.web.presence import ClientWatch
+from secure_llm_proxy.vocabulary.connection import CONNECTION
+from secure_llm_proxy.web.presence import ClientWatch, LentWatch, watch_client
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -117,3 +118,64 @@ def test_without_a_socket_there_is_nothing_to_watch() -> None:
 
     presence.start()
     presence.stop()
+
+
+# --- as our worker tells it -------------------------------------------------------------------------------------------
+
+
+class LentConnection:
+    """A worker's side of one request; `on_gone` is what it would call."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None] | None] = []
+
+    @property
+    def on_gone(self) -> Callable[[], None] | None:
+        return self.calls[-1] if self.calls else None
+
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        self.calls.append(on_gone)
+
+
+def test_our_workers_own_watcher_is_used_where_there_is_one(pair: Pair) -> None:
+    lent = watch_client({CONNECTION: LentConnection(), "gunicorn.socket": pair[0]}, Cancellation())
+    own = watch_client({"gunicorn.socket": pair[0]}, Cancellation())
+
+    assert isinstance(lent, LentWatch)
+    assert isinstance(own, ClientWatch)
+
+
+def test_a_lent_watcher_raises_the_flag_while_it_watches() -> None:
+    connection, cancellation = LentConnection(), Cancellation()
+    presence = watch_client({CONNECTION: connection}, cancellation)
+    presence.start()
+    presence.start()
+
+    assert connection.on_gone is not None
+    connection.on_gone()
+
+    assert cancellation.reason == "client_gone"
+    assert len(connection.calls) == 1
+
+
+def test_a_lent_watcher_is_given_back_once_and_not_taken_again() -> None:
+    connection = LentConnection()
+    presence = watch_client({CONNECTION: connection}, Cancellation())
+    presence.start()
+
+    presence.stop()
+    presence.stop()
+    presence.start()
+
+    assert len(connection.calls) == 2
+    assert connection.on_gone is None
+
+
+def test_a_lent_watcher_that_never_began_is_left_alone() -> None:
+    connection = LentConnection()
+    presence = watch_client({CONNECTION: connection}, Cancellation())
+
+    presence.stop()
+    presence.start()
+
+    assert connection.calls == []

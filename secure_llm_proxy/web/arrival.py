@@ -1,0 +1,73 @@
+"""One request as it came to a door, read from its WSGI environ and nothing else: the same for both HTTP stacks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from wsgiref.types import WSGIEnvironment
+
+from secure_llm_proxy.foundation.identifiers import ExchangeId, new_exchange_id
+from secure_llm_proxy.web.headers import safe_id
+from secure_llm_proxy.web.house import WebHouse
+
+_FORWARDED_KEPT = 64
+"""A longer X-Forwarded-For is worked out each time, so that nobody fills the memory with them."""
+
+
+class Arrival:
+    """Its address and id are worked out at their first use and stay."""
+
+    __slots__ = ("_address", "_exchange_id", "environ", "started_s", "web")
+
+    def __init__(self, environ: WSGIEnvironment, web: WebHouse) -> None:
+        self.environ = environ
+        self.web = web
+        self.started_s = time.monotonic()
+        self._exchange_id: ExchangeId | None = None
+        self._address: str | None = None
+
+    @property
+    def exchange_id(self) -> ExchangeId:
+        """The `X-Request-Id` of the answer, whoever gives it."""
+        if self._exchange_id is None:
+            self._exchange_id = new_exchange_id()
+        return self._exchange_id
+
+    @property
+    def address(self) -> str:
+        """The client's, behind the proxies that are trusted."""
+        if self._address is None:
+            peer = self.environ.get("REMOTE_ADDR") or ""
+            forwarded = self.environ.get("HTTP_X_FORWARDED_FOR")
+            known = forwarded is None or len(forwarded) <= _FORWARDED_KEPT
+            self._address = (self.web.known_address_of if known else self.web.address_of)(peer, forwarded)
+        return self._address
+
+    @property
+    def method(self) -> str:
+        method: str = self.environ["REQUEST_METHOD"]
+        return method
+
+    @property
+    def user_agent(self) -> str:
+        agent: str = self.environ.get("HTTP_USER_AGENT", "")
+        return agent
+
+    @property
+    def correlation_id(self) -> str | None:
+        """The client's own id, if it is one."""
+        return safe_id(self.environ.get("HTTP_X_CORRELATION_ID"))
+
+    def missing_headers(self, given: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """What every answer carries and `given` lacks, in the order in which it is sent."""
+        names = {name.lower() for name, _ in given}
+        web = self.web
+        if web.header_names.isdisjoint(names):
+            missing = list(web.headers)
+        else:
+            missing = [pair for pair in web.headers if pair[0].lower() not in names]
+        if "x-request-id" not in names:
+            missing.append(("X-Request-Id", self.exchange_id))
+        if "x-correlation-id" not in names and (correlation := self.correlation_id):
+            missing.append(("X-Correlation-ID", correlation))
+        return missing

@@ -1,0 +1,59 @@
+"""`POST /chat`: the same corridor as `/v1/chat/completions`, in the origin's shape."""
+
+from __future__ import annotations
+
+import orjson
+
+from secure_llm_proxy.foundation.clock import SystemClock, rfc3339
+from secure_llm_proxy.foundation.strict_json import JsonObject
+from secure_llm_proxy.gateway import Reply, chat
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion, StreamEvent, Usage
+from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.web.answers import Answer, answer_chat
+from secure_llm_proxy.web.arrival import Arrival
+from secure_llm_proxy.web.chat.wire import envelope, read_prompt
+
+
+def answer_prompt(arrival: Arrival) -> Answer:
+    web = arrival.web
+
+    def read(body: JsonObject) -> ChatRequest:
+        return read_prompt(body, web.settings.limits)
+
+    def ask(inbound: Inbound) -> Reply:
+        return chat(web.house, inbound, read)
+
+    told = _Told()
+    return answer_chat(arrival, "/chat", ask, present=_whole, present_event=told.delta, present_end=told.end)
+
+
+class _Told:
+    """What a stream has said so far; its last event before `[DONE]` is the envelope of a plain answer."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._usage = Usage()
+
+    def delta(self, event: StreamEvent) -> bytes:
+        self._text.append(event.text)
+        self._usage = event.usage or self._usage
+        return orjson.dumps({"type": "delta", "text": event.text})
+
+    def end(self, reply: Reply) -> bytes:
+        whole = _envelope(reply, "".join(self._text), self._usage)
+        return b"data: %s\n\n" % orjson.dumps({"type": "done", **whole})
+
+
+def _whole(completion: Completion, reply: Reply) -> object:
+    return _envelope(reply, completion.text, completion.usage)
+
+
+def _envelope(reply: Reply, text: str, usage: Usage) -> dict[str, object]:
+    return envelope(
+        request_id=reply.facts.exchange_id,
+        audit_id=reply.facts.audit_id,
+        model=reply.facts.model or "",
+        response=text,
+        timestamp=rfc3339(SystemClock().now()),
+        usage=usage,
+    )

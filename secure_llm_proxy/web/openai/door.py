@@ -1,0 +1,48 @@
+"""Chat completions and the list of models, as official OpenAI SDKs call them."""
+
+from __future__ import annotations
+
+from secure_llm_proxy.foundation.errors import ProxyError
+from secure_llm_proxy.foundation.strict_json import JsonObject
+from secure_llm_proxy.gateway import Reply, chat, list_models
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion, StreamEvent
+from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.web.answers import Answer, answer_chat, answer_json, ask_corridor, refused
+from secure_llm_proxy.web.arrival import Arrival
+from secure_llm_proxy.web.headers import reply_headers
+from secure_llm_proxy.web.openai.wire import read_chat_completion
+
+
+def create_chat_completion(arrival: Arrival) -> Answer:
+    web = arrival.web
+
+    def read(body: JsonObject) -> ChatRequest:
+        return read_chat_completion(body, messages_max=web.settings.limits.messages_max)
+
+    def ask(inbound: Inbound) -> Reply:
+        return chat(web.house, inbound, read)
+
+    return answer_chat(arrival, "/v1/chat/completions", ask, present=_payload, present_event=_data)
+
+
+def answer_models(arrival: Arrival, wanted: str | None = None) -> Answer:
+    """The models that this key may use, or the one that is `wanted`."""
+    house = arrival.web.house
+    door = "/v1/models" if wanted is None else "/v1/models/{id}"
+    reply, _ = ask_corridor(arrival, door, lambda inbound: list_models(house, inbound, wanted))
+    headers = reply_headers(reply.facts)
+    if isinstance(reply.outcome, ProxyError):
+        return refused(reply.outcome, headers)
+    if not isinstance(reply.outcome, tuple):
+        raise TypeError("the corridor for models answers with names")
+    # OpenAI's `created` is the model's age, which a name alone does not tell: 0 is the honest value of a required field.
+    models = [{"id": name, "object": "model", "created": 0, "owned_by": "secure-llm-proxy"} for name in reply.outcome]
+    return answer_json({"object": "list", "data": models} if wanted is None else models[0], headers)
+
+
+def _payload(completion: Completion, _reply: Reply) -> object:
+    return completion.payload
+
+
+def _data(event: StreamEvent) -> bytes:
+    return event.data

@@ -1,0 +1,56 @@
+"""What is refused, or fails, before or beside the corridor: one log line, a record where somebody was turned away."""
+
+from __future__ import annotations
+
+import logging
+
+from secure_llm_proxy.foundation import strict_json
+from secure_llm_proxy.foundation.errors import AuthenticationFailed, InternalError, ProxyError
+from secure_llm_proxy.foundation.identifiers import new_record_id
+from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
+from secure_llm_proxy.vocabulary.events import AuditType, EventName
+from secure_llm_proxy.web.answers import Answer, refused
+from secure_llm_proxy.web.arrival import Arrival
+
+log = logging.getLogger(__name__)
+
+_RECORDED = frozenset({401, 403, 421})
+_AGENT_MAX = 1024
+
+
+def refuse(arrival: Arrival, error: Exception, endpoint: str | None) -> Answer:
+    """The answer to what a door raised. An error that is none of ours is a bare 500 whose cause stands in the log."""
+    told = error if isinstance(error, ProxyError) else InternalError(detail=type(error).__name__)
+    if told.status in _RECORDED:
+        _record(arrival, told, endpoint)
+    fields = {
+        "request_id": arrival.exchange_id,
+        "status": told.status,
+        "code": told.code.value,
+        "address": arrival.address,
+        "detail": told.detail,
+    }
+    log.log(
+        logging.ERROR if told.status >= 500 else logging.INFO,  # noqa: PLR2004
+        "request refused at the door",
+        extra={name: value for name, value in fields.items() if value is not None},
+        exc_info=error if isinstance(told, InternalError) else None,
+    )
+    return refused(told, [])
+
+
+def _record(arrival: Arrival, told: ProxyError, endpoint: str | None) -> None:
+    """A refusal before the corridor stands in the log like every other. Not waited for: it lets nothing through."""
+    event = EventName.AUTHENTICATION_FAILED if isinstance(told, AuthenticationFailed) else EventName.SECURITY_EVENT
+    clear: dict[str, ClearValue] = {
+        "rt": endpoint or "unlisted",
+        "dec": "refuse",
+        "http": told.status,
+        "code": told.code.value,
+    }
+    body = strict_json.dumps({"from": {"address": arrival.address, "agent": arrival.user_agent[:_AGENT_MAX]}})
+    record = AuditEvent(new_record_id(), AuditType.REFUSED, arrival.exchange_id, event, clear, body)
+    try:
+        arrival.web.house.journal.post(record)
+    except ProxyError as error:
+        log.error("refusal not recorded", extra={"code": error.code.value, "detail": error.detail})  # noqa: TRY400
