@@ -2,12 +2,16 @@
 
 Source: RFC 9112. Where it lets a recipient be lenient (bare LF, folded lines, both lengths), we refuse: a provider's
 front that is understood differently by two parties is how answers end up with the wrong caller.
+
+Two regular expressions, which run in C, read a head, and a chunk that has come whole is cut out by a third. Measured
+2026-11 on an answer of 12 headers and 640 bytes: 4.4 µs, before 11.4; per chunk 0.6 µs, before 1.6. llhttp (httptools)
+takes 2.5 and 0.1 µs, but leaves sizes, counts, interim heads, versions and statuses to be checked behind it; for the
+1 to 2 µs that would remain of a request, one set of rules stays in one place. The tests read every answer with llhttp too.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -18,24 +22,38 @@ _HEADERS_MAX = 128
 _SWITCHING_PROTOCOLS = 101
 _CHUNK_LINE_BYTES_MAX = 1_024
 _TRAILER_BYTES_MAX = 8_192
+_LENGTH_DIGITS_MAX = 15
+_INTERIM_HEADS_MAX = 7
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
-_HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
-_LENGTH = re.compile(r"[0-9]{1,15}")
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+# Control characters but for the tab end neither a reason nor a value.
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_TEXT = r"[^\x00-\x08\x0a-\x1f\x7f]*+"
+_HEAD = re.compile(rf"HTTP/1\.([01]) ([1-5][0-9]{{2}})(?: {_TEXT})?(?:\r\n{_NAME}:{_TEXT})*+", re.ASCII)
+_READ_HEADERS = re.compile(
+    r"\r\n(content-length|transfer-encoding|connection|content-type|content-encoding|retry-after):[ \t]*+([^\r]*+)",
+    re.ASCII | re.IGNORECASE,
+)
+_WHOLE_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
+_QUOTED = r'"(?:[^\x00-\x08\x0a-\x1f\x7f"\\]|\\[^\x00-\x08\x0a-\x1f\x7f])*+"'
+_CHUNK_LINE = re.compile(
+    rf"([0-9A-Fa-f]{{1,8}})(?:[ \t]*+;[ \t]*+{_NAME}(?:[ \t]*+=[ \t]*+(?:{_NAME}|{_QUOTED}))?)*+".encode("ascii")
+)
+_TRAILER_LINE = re.compile(rf"(?!(?i:content-length|transfer-encoding):){_NAME}:{_TEXT}".encode("ascii"))
 
 
 class BrokenAnswer(ValueError):
     """The provider's bytes are not the HTTP that we accept. The text is for the operator and quotes none of them."""
 
 
-@dataclass(frozen=True, slots=True)
 class AnswerHead:
-    """`headers` by lower-case name; values of a repeated header are joined by ", "."""
+    """`headers` are those that this room reads, by lower-case name; values of a repeated header are joined by ", "."""
 
-    status: int
-    headers: Mapping[str, str]
-    keeps_alive: bool
+    __slots__ = ("headers", "keeps_alive", "status")
+
+    def __init__(self, status: int, headers: Mapping[str, str], *, keeps_alive: bool) -> None:
+        self.status = status
+        self.headers = headers
+        self.keeps_alive = keeps_alive
 
     @property
     def is_interim(self) -> bool:
@@ -45,7 +63,8 @@ class AnswerHead:
     @property
     def is_compressed(self) -> bool:
         """Identity was asked for; what unpacks to any size is not for us."""
-        return self.headers.get("content-encoding", "").strip().lower() not in ("", "identity")
+        encoding = self.headers.get("content-encoding")
+        return encoding is not None and encoding.lower() not in ("", "identity")
 
     @property
     def content_type(self) -> str:
@@ -82,45 +101,94 @@ def can_be_head(received: bytes) -> bool:
     )
 
 
+class HeadReader:
+    """Takes an answer in any pieces until its head is whole; interim heads (1xx) before it are passed over.
+
+    `rest` is then what came behind the head.
+    """
+
+    __slots__ = ("_interim_heads", "_received", "rest")
+
+    def __init__(self) -> None:
+        self._received = b""
+        self._interim_heads = 0
+        self.rest = b""
+
+    def feed(self, received: bytes) -> AnswerHead | None:
+        """Return the head, None while there is more of it to come. Raises `BrokenAnswer`."""
+        searched = 0
+        if self._received:
+            searched = max(len(self._received) - 3, 0)
+            received = self._received + received
+        while (at := received.find(b"\r\n\r\n", searched, HEAD_BYTES_MAX)) >= 0:
+            head = parse_head(received[:at])
+            received = received[at + 4 :]
+            if not head.is_interim:
+                self.rest = received
+                return head
+            if "content-length" in head.headers or "transfer-encoding" in head.headers:
+                raise BrokenAnswer("an interim answer speaks of a body")
+            self._interim_heads += 1
+            if self._interim_heads > _INTERIM_HEADS_MAX:
+                raise BrokenAnswer("too many interim answers")
+            searched = 0
+        if len(received) > HEAD_BYTES_MAX:
+            raise BrokenAnswer(f"the answer's head is larger than {HEAD_BYTES_MAX} bytes")
+        if not can_be_head(received):
+            raise BrokenAnswer("the answer is not HTTP/1.1")
+        self._received = received
+        return None
+
+
 def parse_head(block: bytes) -> AnswerHead:
-    """Read a head without its closing empty line."""
-    status_line, *lines = block.split(b"\r\n")
-    status = _STATUS_LINE.fullmatch(status_line)
+    """Read a head without its closing empty line. Every header must be well formed, also those that nobody reads."""
+    text = block.decode("latin-1")
+    status = _HEAD.fullmatch(text)
     if status is None:
-        raise BrokenAnswer("the answer does not start with an HTTP/1.1 status line")
-    if len(lines) > _HEADERS_MAX:
+        raise BrokenAnswer("the answer's head is not a status line of HTTP/1.1 and well-formed headers")
+    if text.count("\r\n") > _HEADERS_MAX:
         raise BrokenAnswer(f"the answer has more than {_HEADERS_MAX} headers")
+    found = _READ_HEADERS.findall(text)
+    headers = {name.lower(): value.rstrip(" \t") for name, value in found}
+    if len(headers) != len(found):
+        headers = _joined(found)
+    version, code = status.groups()
+    connection = headers.get("connection")
+    if connection is None:
+        keeps_alive = version == "1"
+    elif connection == "keep-alive":
+        keeps_alive = True
+    else:
+        options = {option.strip(" \t").lower() for option in connection.split(",")}
+        keeps_alive = "close" not in options and (version == "1" or "keep-alive" in options)
+    return AnswerHead(int(code), headers, keeps_alive=keeps_alive)
+
+
+def _joined(found: list[tuple[str, str]]) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for line in lines:
-        header = _HEADER_LINE.fullmatch(line)
-        if header is None:
-            raise BrokenAnswer("a header line of the answer is malformed")
-        name, value = header[1].decode("ascii").lower(), header[2].decode("latin-1")
+    for name, padded in ((name.lower(), value) for name, value in found):
+        value = padded.rstrip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    options = {option.strip().lower() for option in headers.get("connection", "").split(",")}
-    return AnswerHead(
-        status=int(status[2]),
-        headers=headers,
-        keeps_alive="close" not in options and (status[1] == b"1" or "keep-alive" in options),
-    )
+    return headers
 
 
 def body_framing(head: AnswerHead) -> BodyFraming:
     """Decide how the body ends (RFC 9112 §6.3). Raises `BrokenAnswer` when the head contradicts itself about it."""
-    transfer_encoding = head.headers.get("transfer-encoding")
-    length = head.headers.get("content-length")
-    if head.status == _SWITCHING_PROTOCOLS:
+    headers, status = head.headers, head.status
+    transfer_encoding = headers.get("transfer-encoding")
+    length = headers.get("content-length")
+    if status == _SWITCHING_PROTOCOLS:
         raise BrokenAnswer("the provider switched protocols, which nobody asked for")
-    if head.status in (204, 304):
+    if status in (204, 304):
         return SizedBody(0)
     if transfer_encoding is not None:
         if length is not None:
             raise BrokenAnswer("the answer has both Transfer-Encoding and Content-Length")
-        if transfer_encoding.strip().lower() != "chunked":
+        if transfer_encoding.lower() != "chunked":
             raise BrokenAnswer("the answer has a Transfer-Encoding other than chunked")
         return ChunkedBody()
     if length is not None:
-        if not _LENGTH.fullmatch(length):
+        if not (length.isascii() and length.isdigit() and len(length) <= _LENGTH_DIGITS_MAX):
             raise BrokenAnswer("the answer's Content-Length is not one number")
         return SizedBody(int(length))
     return UntilClosedBody()
@@ -137,6 +205,10 @@ class SizedBody:
         self.surplus = b""
 
     def feed(self, received: bytes) -> bytes:
+        if len(received) == self.left_bytes:
+            self.left_bytes = 0
+            self.done = True
+            return received
         body = received[: self.left_bytes]
         self.surplus += received[len(body) :]
         self.left_bytes -= len(body)
@@ -181,6 +253,16 @@ class ChunkedBody:
         body: list[bytes] = []
         position = 0
         while position < len(received) and not self.done:
+            if self._state == "size" and not self._line:
+                # the usual case: chunks that have come whole; anything else goes line by line, as below
+                line = _WHOLE_CHUNK_LINE.match(received, position)
+                if line is not None:
+                    start = line.end()
+                    end = start + int(line[1], 16)
+                    if end > start and received.startswith(b"\r\n", end):
+                        body.append(received[start:end])
+                        position = end + 2
+                        continue
             if self._state == "data":
                 piece = received[position : position + self._chunk_left_bytes]
                 body.append(piece)
@@ -190,7 +272,8 @@ class ChunkedBody:
                     self._state = "data end"
             else:
                 position = self._feed_line(received, position)
-        self.surplus += received[position:]
+        if position < len(received):
+            self.surplus += received[position:]
         return body[0] if len(body) == 1 else b"".join(body)
 
     def end(self) -> None:
@@ -223,6 +306,8 @@ class ChunkedBody:
                 raise BrokenAnswer("a chunk is longer than its size")
             self._state = "size"
         elif line:
+            if not _TRAILER_LINE.fullmatch(line):
+                raise BrokenAnswer("a trailer line is malformed, or would say anew how the answer ends")
             self._trailer_bytes += len(line)
             if self._trailer_bytes > _TRAILER_BYTES_MAX:
                 raise BrokenAnswer("the answer's trailers are too large")

@@ -59,15 +59,20 @@ def read_stream_event(data: bytes) -> tuple[StreamEvent, bool]:
     payload = _read_object(data)
     if payload.get("error"):
         raise UpstreamFailed(REPORTED_ERROR, detail=f"error event in the stream: {_error_name(payload)}")
-    choices = _choices(payload) or []
-    event = StreamEvent(
-        # data lines were joined by LF, which would end the line when the event is written again
-        data=strict_json.dumps(payload) if b"\n" in data else data,
-        payload=payload,
-        text="".join(_text_of(choice.get("delta")) or "" for choice in choices),
-        usage=_usage(payload),
-    )
-    return event, any(choice.get("finish_reason") is not None for choice in choices)
+    text, finished = "", False
+    choices = payload.get("choices")
+    if choices is not None:
+        if not isinstance(choices, list):
+            raise _unreadable("choices is not a list")
+        for choice in choices:
+            if not isinstance(choice, dict):
+                raise _unreadable("a choice is not an object")
+            text += _text_of(choice.get("delta")) or ""
+            if choice.get("finish_reason") is not None:
+                finished = True
+    # data lines were joined by LF, which would end the line when the event is written again
+    written = strict_json.dumps(payload) if b"\n" in data else data
+    return StreamEvent(written, payload, text, _usage(payload)), finished
 
 
 def read_models(body: bytes) -> tuple[str, ...]:
@@ -136,9 +141,9 @@ def _choices(payload: JsonObject) -> list[JsonObject] | None:
 
 def _text_of(message: JsonValue) -> str | None:
     """The visible text of a message or delta: a string, or content parts of type text (some providers stream those)."""
-    if message is None:
-        return None
     if not isinstance(message, dict):
+        if message is None:
+            return None
         raise _unreadable("a message is not an object")
     content = message.get("content")
     if isinstance(content, str):

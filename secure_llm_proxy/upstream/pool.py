@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -18,17 +17,20 @@ IDLE_S = 30.0
 
 
 class ConnectionPool:
-    """At most `idle_max` idle connections, the one used last taken first. Any greenlet or thread may use it.
+    """At most `idle_max` idle connections, the one used last taken first. Any greenlet or thread may use it; each gets
+    connections of its own thread's event loop only.
 
-    How many are in use at once is bounded by throttling, not here.
+    One on which anything arrives while it is idle (a close, an answer that nobody asked for) is closed at once; what
+    that can't see is told at `Wire.is_quiet`. How many are in use at once is bounded by throttling, not here. No lock:
+    each step on the dict is one step of the interpreter, and two threads at once may at worst open one connection more.
     """
 
     def __init__(self, endpoint: Endpoint, tls_context: ssl.SSLContext | None, *, idle_max: int) -> None:
         self._endpoint = endpoint
         self._tls_context = tls_context
         self._idle_max = idle_max
-        self._idle: list[Wire] = []
-        self._lock = threading.Lock()
+        # the one given back last stands last
+        self._idle: dict[Wire, None] = {}
         self._closed = False
 
     @property
@@ -37,14 +39,25 @@ class ConnectionPool:
 
     def take(self) -> Wire:
         """Return an idle connection that looks alive, or a new one that is not open yet."""
-        while True:
-            with self._lock:
-                wire = self._idle.pop() if self._idle else None
-            if wire is None:
-                return self.new()
-            if time.monotonic() - wire.idle_since_s < IDLE_S and wire.is_quiet():
-                return wire
-            wire.close()
+        foreign: list[Wire] = []
+        taken: Wire | None = None
+        while taken is None:
+            try:
+                wire, _ = self._idle.popitem()
+            except KeyError:
+                break
+            if not wire.belongs_here:
+                foreign.append(wire)
+            elif time.monotonic() - wire.idle_since_s < IDLE_S and wire.is_quiet():
+                taken = wire
+            else:
+                wire.close()
+        for wire in reversed(foreign):
+            self._keep(wire)
+        if taken is None:
+            return self.new()
+        taken.wake()
+        return taken
 
     def new(self) -> Wire:
         return Wire(self._endpoint, self._tls_context)
@@ -52,23 +65,40 @@ class ConnectionPool:
     def give_back(self, wire: Wire) -> None:
         """Keep `wire` for another exchange. Only for one whose answer ended exactly as it announced."""
         now_s = time.monotonic()
+        self._close_older_than(now_s - IDLE_S)
+        if not wire.belongs_here or len(self._idle) >= self._idle_max:
+            wire.close()
+            return
         wire.reused = True
         wire.idle_since_s = now_s
-        with self._lock:
-            surplus = [kept for kept in self._idle if now_s - kept.idle_since_s >= IDLE_S]
-            if surplus:
-                self._idle = [kept for kept in self._idle if now_s - kept.idle_since_s < IDLE_S]
-            if self._closed or len(self._idle) >= self._idle_max:
-                surplus.append(wire)
-            else:
-                self._idle.append(wire)
-        for old in surplus:
-            old.close()
+        wire.idle(self._on_stirred)
+        self._keep(wire)
 
     def close(self) -> None:
         """Hang up every idle connection, and each that is given back from now on."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for wire in idle:
+        self._closed = True
+        while self._idle:
+            self._close_older_than(float("inf"))
+
+    def _keep(self, wire: Wire) -> None:
+        self._idle[wire] = None
+        if self._closed:
+            # `close` may have looked before
+            self._idle.pop(wire, None)
             wire.close()
+
+    def _on_stirred(self, wire: Wire) -> None:
+        self._idle.pop(wire, None)
+        wire.close()
+
+    def _close_older_than(self, before_s: float) -> None:
+        while (oldest := self._oldest()) is not None and oldest.idle_since_s <= before_s:
+            self._idle.pop(oldest, None)
+            oldest.close()
+
+    def _oldest(self) -> Wire | None:
+        try:
+            return next(iter(self._idle), None)
+        except RuntimeError:
+            # another thread changed the dict between the two steps
+            return None

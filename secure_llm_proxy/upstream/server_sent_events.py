@@ -3,22 +3,25 @@
 Two differences, both on purpose: `id` and `retry` are dropped, because nobody reconnects to a completion; and an event
 whose closing blank line is missing at the end of the stream is given by `finish`, because some providers leave it out
 and dropping it would lose the last words of an answer (or hide them from inspection).
+
+The usual piece is one or more whole events of one data line; it is cut up without a list of lines.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LF, _CR = 0x0A, 0x0D
+_DATA = b"data: "
+_END = b"\n\n"
 
 
 class EventTooLarge(ValueError):
     """One event, or one line, holds more bytes than allowed."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSentEvent:
+class ServerSentEvent(NamedTuple):
     """`data` are the data lines joined by LF, as bytes: whoever reads them decides about their encoding."""
 
     data: bytes
@@ -41,6 +44,8 @@ class ServerSentEventParser:
 
     def feed(self, piece: bytes) -> list[ServerSentEvent]:
         """Return the events that `piece` completes. Raises `EventTooLarge`; the parser is of no use afterwards."""
+        if piece.endswith(_END) and piece.startswith(_DATA) and (whole := self._whole_events(piece)):
+            return whole
         if self._after_cr and piece:
             # the CR has ended its line already; an LF right behind it belongs to the same line end
             self._after_cr = False
@@ -57,6 +62,21 @@ class ServerSentEventParser:
         if rest is not None:
             self._check_size(len(self._line) + len(rest))
             self._line += rest
+        return events
+
+    def _whole_events(self, piece: bytes) -> list[ServerSentEvent]:
+        """Return the events of `piece` if it is nothing but whole ones of one data line each, else none of them."""
+        if self._line or self._data or self._name or b"\r" in piece or len(piece) > self._event_bytes_max:
+            return []
+        content = piece[len(_DATA) : -len(_END)]
+        if b"\n" not in content:
+            events = [ServerSentEvent(content)]
+        else:
+            lines = content.split(_END + _DATA)
+            if any(b"\n" in line for line in lines):
+                return []
+            events = [ServerSentEvent(line) for line in lines]
+        self._at_start = self._after_cr = False
         return events
 
     def finish(self) -> list[ServerSentEvent]:

@@ -185,6 +185,11 @@ class Provider:
         return self._connections
 
     @property
+    def active(self) -> int:
+        """How many requests are being answered now."""
+        return self._active
+
+    @property
     def active_max(self) -> int:
         """The most requests that were being answered at the same moment since the last `clear`."""
         return self._active_max
@@ -301,8 +306,8 @@ class Provider:
     def _take_script(self, request: ReceivedRequest) -> Script:
         with self._lock:
             script = self._script
-            if request.method == "GET" and script is not None and script.times is not None:
-                # The list of models is asked whenever a worker's copy is old: a counted script is for requests.
+            if request.method == "GET":
+                # The list of models is asked whenever a worker's copy is old: a script is for requests.
                 return Script()
             if script is not None and script.times is not None:
                 self._script = replace(script, times=script.times - 1) if script.times > 1 else None

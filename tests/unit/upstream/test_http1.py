@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import collections
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from secure_llm_proxy.upstream.http1 import (
     BodyFraming,
     BrokenAnswer,
     ChunkedBody,
+    HeadReader,
     SizedBody,
     UntilClosedBody,
     body_framing,
@@ -25,11 +28,23 @@ def _feed(framing: BodyFraming, *pieces: bytes) -> bytes:
     return b"".join(framing.feed(piece) for piece in pieces)
 
 
-def test_a_head_is_read_with_its_names_in_lower_case_and_repeated_headers_joined() -> None:
-    head = parse_head(_head("Content-Type:  Application/JSON; charset=utf-8 ", "X-A: 1", "x-a: 2", "Empty:"))
+def test_the_headers_that_count_are_read_with_names_in_lower_case_and_repeated_ones_joined() -> None:
+    lines = (
+        "Content-Type:  Application/JSON; charset=utf-8 ",
+        "Connection: a",
+        "X-A: 1",
+        "connection:b\t",
+        "Retry-After:",
+    )
+
+    head = parse_head(_head(*lines))
 
     assert head.status == 200
-    assert head.headers == {"content-type": "Application/JSON; charset=utf-8", "x-a": "1, 2", "empty": ""}
+    assert head.headers == {
+        "content-type": "Application/JSON; charset=utf-8",
+        "connection": "a, b",
+        "retry-after": "",
+    }
     assert head.content_type == "application/json"
 
 
@@ -125,6 +140,39 @@ def test_the_head_decides_how_the_body_ends() -> None:
     assert body_framing(parse_head(_head("Content-Length: 5", status_line="HTTP/1.1 204 No Content"))).done
 
 
+def test_a_head_is_read_from_any_pieces_and_what_follows_it_is_left() -> None:
+    interim = _head("Link: </x>", status_line="HTTP/1.1 103 Early Hints") + b"\r\n\r\n"
+    received = interim * 7 + _head("Content-Length: 5") + b"\r\n\r\nabcde"
+
+    for step in (1, 7, 1_000):
+        reader = HeadReader()
+        rest = iter([received[at : at + step] for at in range(0, len(received), step)])
+
+        head = next(found for piece in rest if (found := reader.feed(piece)))
+
+        assert head.headers == {"content-length": "5"}
+        assert reader.rest + b"".join(rest) == b"abcde"
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 8,
+        b"HTTP/1.1 100 Continue\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nSSH",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 32_768,
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 32_768 + b"\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("step", [1, 1_000, 100_000])
+def test_a_head_that_is_too_long_or_comes_behind_strange_interim_ones_is_refused(received: bytes, step: int) -> None:
+    reader = HeadReader()
+
+    with pytest.raises(BrokenAnswer):
+        collections.deque((reader.feed(received[at : at + step]) for at in range(0, len(received), step)), maxlen=0)
+
+
 def test_switching_protocols_is_refused_and_other_interim_heads_are_followed_by_another() -> None:
     switching = parse_head(_head(status_line="HTTP/1.1 101 Switching Protocols"))
 
@@ -196,6 +244,12 @@ def test_a_chunked_body_is_the_same_in_any_pieces(
         b"0\r\n" + b"X: " + b"y" * 2_000 + b"\r\n",
         b"0\r\n" + b"X: 1234567890\r\n" * 1_000,
         b"0\r\nX: 1\n\r\n",
+        b"1 \r\na\r\n",
+        b"1;\r\na\r\n",
+        b'1;a="b\r\na\r\n',
+        b"0\r\nX\r\n\r\n",
+        b"0\r\nContent-Length: 1\r\n\r\n",
+        b"0\r\ntransfer-encoding: chunked\r\n\r\n",
     ],
 )
 @pytest.mark.parametrize("step", [1, 7, 100_000])

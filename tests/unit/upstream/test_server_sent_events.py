@@ -71,6 +71,33 @@ def test_lines_of_data_come_back_joined_by_line_feeds(line_end: bytes, data: lis
     assert _data(stream) == [b"\n".join(data)]
 
 
+_EVENTS = st.lists(
+    st.sampled_from(
+        [
+            *[
+                b"data: a\n\n",
+                b"data: \n\n",
+                b"data:a\n\n",
+                b"data: a\ndata: b\n\n",
+                b"event: error\ndata: a\n\n",
+                b"\n",
+            ],
+            *[b"data: a\r\n\r\n", b"data: a\n", b": c\n\n", b"data: a data: b\n\n", b"data: \n"],
+            b"\xef\xbb\xbfdata: a\n\n",
+        ]
+    ),
+    min_size=1,
+    max_size=4,
+).map(b"".join)
+
+
+@given(pieces=st.lists(_EVENTS, min_size=1, max_size=4))
+def test_pieces_of_whole_events_give_what_their_single_bytes_give(pieces: list[bytes]) -> None:
+    stream = b"".join(pieces)
+
+    assert _parse(*pieces) == _parse(*[stream[at : at + 1] for at in range(len(stream))])
+
+
 def test_a_carriage_return_and_line_feed_in_two_pieces_are_one_line_end() -> None:
     assert _data(b"data: a\r", b"\ndata: b\r", b"\n\r", b"\n", b"data: c\n\n") == [b"a\nb", b"c"]
 
