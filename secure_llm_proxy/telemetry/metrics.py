@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,9 @@ class Metrics:
     """The collectors of one process."""
 
     def __init__(self) -> None:
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            # The library asks the kernel for our process id at every single count, eleven times a request: 11 of 14 µs.
+            values.ValueClass = values.MultiProcessValue(_process_id)  # type: ignore[no-untyped-call]
         # With several workers a collector writes to its file and is read through the multiprocess registry instead.
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -141,6 +144,23 @@ class Metrics:
                 elif sample.name == "slp_refusals_total" and code in _BLOCK_CODES:
                     blocked += sample.value
         return SecurityCounts(int(requests), int(in_progress), int(rate_limited), int(blocked))
+
+
+class _Process:
+    """Our process id, kept until a fork makes another of us."""
+
+    id = os.getpid()
+
+
+def _renew_process_id() -> None:
+    _Process.id = os.getpid()
+
+
+os.register_at_fork(after_in_child=_renew_process_id)
+
+
+def _process_id() -> int:
+    return _Process.id
 
 
 def render_metrics(metrics: Metrics) -> tuple[bytes, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -50,3 +52,29 @@ def test_the_time_can_be_read_from_an_identifier() -> None:
     for character in made:
         value = value * 32 + alphabet.index(character)
     assert before <= value >> 80 <= after
+
+
+_FORKING = """
+import os
+from secure_llm_proxy.foundation.identifiers import ulid
+ulid()
+child = os.fork()
+print(" ".join(ulid()[10:] for _ in range(150)), flush=True)
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_child_of_a_fork_draws_other_identifiers_than_its_parent() -> None:
+    told = subprocess.run([sys.executable, "-c", _FORKING], check=True, capture_output=True, text=True, timeout=60)
+
+    one, other = (set(line.split()) for line in told.stdout.splitlines())
+
+    assert len(one) == len(other) == 150
+    assert not one & other
+
+
+def test_identifiers_never_repeat() -> None:
+    drawn = [identifiers.ulid() for _ in range(20_000)]
+
+    assert len({identifier[10:] for identifier in drawn}) == len(drawn)

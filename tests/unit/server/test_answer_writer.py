@@ -1,0 +1,144 @@
+"""Streams to a client that reads slowly or leaves, on a real socket; what everybody answers is compared with gunicorn in rooms."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import gevent
+import pytest
+from gunicorn.config import Config
+
+from secure_llm_proxy.foundation.loop_socket import LoopSocket
+from secure_llm_proxy.server.answer_writer import AnswerWriter, ChunkedSink, Preambles
+
+EVENTS = [("Content-Type", "text/event-stream")]
+
+
+class Line:
+    """An answer's writer and the client that it writes to."""
+
+    def __init__(self, send_timeout_s: float) -> None:
+        server, self.client = socket.socketpair()
+        self.client.settimeout(10)
+        self.socket = LoopSocket(server)
+        self.answer = AnswerWriter(self.socket, Config(), Preambles(), send_timeout_s)
+        self.answer.begin("POST", closes=False)
+
+    def sink(self) -> ChunkedSink:
+        self.answer.start_response("200 OK", EVENTS)
+        return ChunkedSink(self.answer)
+
+    def close(self) -> None:
+        self.socket.close()
+        self.client.close()
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    made = Line(send_timeout_s=0.3)
+    yield made
+    made.close()
+
+
+def fill(line: Line, sink: ChunkedSink) -> int:
+    """Send until the client's side is full; returns the number of pieces sent."""
+    pieces = 1
+    while sink.send(b"x" * 50_000):
+        pieces += 1
+        assert pieces < 10_000
+    return pieces
+
+
+def test_the_first_piece_travels_with_the_head(line: Line) -> None:
+    sink = line.sink()
+    assert not line.answer.headers_sent
+
+    assert sink.send(b"data: 1\n\n")
+
+    received = line.client.recv(10_000)
+    assert received.startswith(b"HTTP/1.1 200 OK\r\nServer: gunicorn\r\nDate: ")
+    assert received.endswith(
+        b"\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n9\r\ndata: 1\n\n\r\n"
+    )
+    assert line.answer.headers_sent
+
+
+def test_an_empty_piece_is_no_end(line: Line) -> None:
+    sink = line.sink()
+
+    assert sink.send(b"")
+    assert sink.send(b"a")
+    sink.finish()
+
+    assert line.client.recv(10_000).partition(b"\r\n\r\n")[2] == b"1\r\na\r\n0\r\n\r\n"
+
+
+def test_a_stream_of_nothing_has_a_head_and_an_end(line: Line) -> None:
+    line.sink().finish()
+
+    assert line.client.recv(10_000).endswith(b"\r\n\r\n0\r\n\r\n")
+
+
+def test_a_client_that_reads_slowly_gets_everything_in_order(line: Line) -> None:
+    sink = line.sink()
+    received = bytearray()
+    pieces = fill(line, sink)
+
+    def read_on() -> None:
+        for _ in range(2000):
+            if received.endswith(b"0\r\n\r\n"):
+                return
+            received.extend(take(line.client))
+
+    reader = gevent.spawn(read_on)
+
+    assert not sink.send(b"behind")
+    sink.flush()
+    assert sink.send(b"after")
+    sink.finish()
+
+    reader.join(20)
+    body = bytes(received).partition(b"\r\n\r\n")[2]
+    assert body == b"C350\r\n%b\r\n" % (b"x" * 50_000) * pieces + b"6\r\nbehind\r\n5\r\nafter\r\n0\r\n\r\n"
+
+
+def take(client: socket.socket) -> bytes:
+    """What is there now; others have a turn."""
+    gevent.sleep(0.002)
+    try:
+        return client.recv(1 << 20, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
+
+
+def test_a_client_that_does_not_read_is_waited_for_no_longer_than_allowed(line: Line) -> None:
+    sink = line.sink()
+    fill(line, sink)
+
+    with pytest.raises(TimeoutError):
+        sink.flush()
+
+
+def test_a_client_that_left_is_told_of(line: Line) -> None:
+    sink = line.sink()
+    assert sink.send(b"a")
+    line.client.close()
+
+    with pytest.raises(BrokenPipeError):
+        sink.send(b"b")
+
+
+def test_one_answer_leaves_nothing_to_the_next(line: Line) -> None:
+    line.answer.start_response("204 No Content", [("X-First", "1")])
+    line.answer.send([])
+    line.answer.begin("GET", closes=True)
+    line.answer.start_response("200 OK", [("Content-Length", "2")])
+    line.answer.send([b"ok"])
+
+    first, second, rest = line.client.recv(10_000).split(b"\r\n\r\n")
+    assert b"X-First" in first
+    assert b"X-First" not in second
+    assert b"Connection: close" in second
+    assert rest == b"ok"
+    assert line.answer.closes
