@@ -80,6 +80,41 @@ class DiskFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class GrowthFigures:
+    """One case of something that grows. `base` is the case that the others of its `kind` are compared with; `flat` says
+    that a request must cost the same there, within a tenth.
+    """
+
+    kind: str
+    case: str
+    base: bool
+    flat: bool
+    first_answer_s: float
+    plain: PlainFigures
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTimeFigures:
+    """The product's own time by its own account and by an outside clock, one client, medians in milliseconds.
+
+    `outside_ms` is from the request's first byte to the answer's last; `provider_ms` from the last byte that the provider
+    read to the first that it wrote, by its own clock; `header_ms` what X-SLP-Overhead-Ms said. `counted` and `counted_ms`
+    are what slp_overhead_seconds gained in these requests: their number and the mean of each.
+    """
+
+    requests: int
+    outside_ms: float
+    provider_ms: float
+    added_ms: float
+    header_ms: float
+    header_mean_ms: float
+    header_least_ms: float
+    header_above_outside: int
+    counted: int
+    counted_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class NotMeasured:
     """What is missing in the tables, and why."""
 

@@ -110,6 +110,7 @@ class Bench:
             **os.environ,
             "BENCH_BODY": str(body),
             "BENCH_HEADERS": "\n".join(_header_lines(endpoint)),
+            **({"BENCH_KEYS": str(endpoint.keys)} if endpoint.keys else {}),
         }
         with running_on(self.cores.load):
             done = subprocess.run(  # noqa: S603  our own argument list
@@ -179,7 +180,8 @@ class Bench:
 
     def _body_file(self, endpoint: Endpoint, *, stream: bool) -> Path:
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _QUESTION}]
-        body: dict[str, object] = {"model": endpoint.model, "messages": messages, "temperature": 0.2, "max_tokens": 400}
+        asked = {"prompt": f"{_SYSTEM}\n{_QUESTION}"} if endpoint.is_chat else {"messages": messages}
+        body: dict[str, object] = {"model": endpoint.model, **asked, "temperature": 0.2, "max_tokens": 400}
         path = self.folder / ("stream.json" if stream else "plain.json")
         path.write_text(json.dumps({**body, "stream": True} if stream else body), "utf-8")
         return path

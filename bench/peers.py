@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from bench.processes import Cores
 from bench.targets import MODEL, Endpoint, OneServer
-from bench.upstream import MockUpstream
+from bench.upstream import Provider
 
 _INSTALL_PATIENCE_S = 900
 
@@ -28,14 +28,19 @@ class PeerNotInstalled(Exception):
 
 
 class Peer(OneServer):
-    """`home` is where it is installed; `version` the one pinned here."""
+    """`home` is where it is installed; `version` the one pinned here. `does_tls`: it can trust the run's own authority."""
 
     version: ClassVar[str]
+    installed_as: ClassVar[str]
+    does_tls: ClassVar[bool] = False
 
-    def __init__(self, cores: Cores, folder: Path, upstream: MockUpstream, cache: Path) -> None:
+    def __init__(self, cores: Cores, folder: Path, provider: Provider, cache: Path) -> None:
+        tls = provider.authority is not None
+        self.name = f"{self.installed_as}-tls" if tls else self.installed_as
+        self.title = f"{type(self).title}, TLS upstream" if tls else type(self).title
         super().__init__(cores, folder)
-        self.upstream = upstream
-        self.home = cache / "peers" / f"{self.name}-{self.version}"
+        self.provider = provider
+        self.home = cache / "peers" / f"{self.installed_as}-{self.version}"
 
     @property
     def is_installed(self) -> bool:
@@ -78,7 +83,7 @@ class _PythonPeer(Peer):
 class LiteLLM(_PythonPeer):
     """Its proxy without a database, one worker."""
 
-    name = "litellm"
+    installed_as = "litellm"
     version = "1.106.2"
     title = f"LiteLLM {version}"
     requirement = f"litellm[proxy]=={version}"
@@ -87,7 +92,7 @@ class LiteLLM(_PythonPeer):
 
     def prepare(self) -> None:
         super().prepare()
-        model = {"model": f"openai/{MODEL}", "api_base": self.upstream.url, "api_key": "sk-bench"}
+        model = {"model": f"openai/{MODEL}", "api_base": self.provider.url, "api_key": "sk-bench"}
         configuration = {
             "model_list": [{"model_name": MODEL, "litellm_params": model}],
             "general_settings": {"master_key": self._key},
@@ -125,7 +130,7 @@ globalThis.fetch = async (...request) => {
 class Portkey(Peer):
     """Its open-source gateway on Node, with one repair without which it cannot stream."""
 
-    name = "portkey"
+    installed_as = "portkey"
     version = "1.15.2"
     title = f"Portkey {version}"
     streams_max = 200
@@ -159,7 +164,7 @@ class Portkey(Peer):
         headers = {
             "Authorization": "Bearer sk-bench",
             "x-portkey-provider": "openai",
-            "x-portkey-custom-host": self.upstream.url,
+            "x-portkey-custom-host": self.provider.url,
         }
         return Endpoint(self.port, headers=headers)
 
@@ -191,14 +196,15 @@ while True:
 class TensorZero(_PythonPeer):
     """The OpenAI-compatible HTTP server embedded in its Python client (Rust), observability off."""
 
-    name = "tensorzero"
+    installed_as = "tensorzero"
     version = "2026.6.0"
     title = f"TensorZero {version}"
     requirement = f"tensorzero=={version}"
+    does_tls = True
 
     def prepare(self) -> None:
         super().prepare()
-        configuration = _TENSORZERO_CONFIGURATION.format(model=MODEL, url=self.upstream.url)
+        configuration = _TENSORZERO_CONFIGURATION.format(model=MODEL, url=self.provider.url)
         (self.folder / "tensorzero.toml").write_text(configuration, "utf-8")
         (self.folder / "serve.py").write_text(_TENSORZERO_PROGRAM, "utf-8")
 
@@ -211,7 +217,9 @@ class TensorZero(_PythonPeer):
         return [python, str(self.folder / "serve.py"), str(self.folder / "tensorzero.toml"), str(self.folder / "url")]
 
     def environment(self) -> Mapping[str, str]:
-        return {"OPENAI_API_KEY": "sk-bench"}
+        authority = self.provider.authority
+        trusted = {"SSL_CERT_FILE": str(authority)} if authority else {}
+        return {"OPENAI_API_KEY": "sk-bench", **trusted}
 
     @property
     def endpoint(self) -> Endpoint:
@@ -223,4 +231,4 @@ class TensorZero(_PythonPeer):
         return Endpoint(port, path="/openai/v1/chat/completions", model=f"tensorzero::model_name::{MODEL}")
 
 
-PEERS: Mapping[str, type[Peer]] = {peer.name: peer for peer in (LiteLLM, Portkey, TensorZero)}
+PEERS: Mapping[str, type[Peer]] = {peer.installed_as: peer for peer in (LiteLLM, Portkey, TensorZero)}

@@ -3,7 +3,8 @@
 py-spy samples the loaded worker and audit writer; each sample belongs to the step of its innermost frame that belongs to
 one. Shares times the CPU time per request of an unprofiled load give microseconds. Sampling misses what is shorter than
 its interval only by chance, so a share of 1 % is good to about a fifth of itself at 5,000 samples. A process that waits for
-the disk counts as running: of the writer's `sync_data` most is waiting, not CPU time.
+the disk counts as running: of the writer's `sync_data` most is waiting, not CPU time. So does one that is ready and waits
+for its core: where the writer takes turns with the worker, the place of the worker's wait (its event loop) looks dearer.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from pathlib import Path
 
 from bench.measuring import Bench
 from bench.processes import choose_cores, running_on
-from bench.side_by_side import folder_on_disk, make_product
+from bench.side_by_side import PRODUCTS, folder_on_disk, make_product
 from bench.targets import Product, TargetFailed
 from bench.tools import ToolMissing, default_cache, find_tools
-from bench.upstream import ROOT, MockUpstream
+from bench.upstream import ROOT, MockUpstream, TlsFront
 from tests.support.programs import ServerFailed, ServerMissing
 
 _PY_SPY = "py-spy==0.4.3"
@@ -39,29 +40,61 @@ _RAMP_S = 4
 _FUNCTIONS_SHOWN = 25
 _LINES_SHOWN = 3
 
-# A sample belongs to the first of these that its frames name, looking from the innermost frame outwards. Libraries that
-# serve several steps (gevent's sockets, the standard library) are in none, so that the caller's step pays for them.
-_STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("logging", ("/logging/__init__.py", "/logging/handlers.py", "secure_llm_proxy/telemetry/logs.py")),
-    ("metrics", ("/prometheus_client/", "secure_llm_proxy/telemetry/")),
-    ("strict JSON", ("secure_llm_proxy/foundation/strict_json.py",)),
-    ("ids and clock", ("secure_llm_proxy/foundation/identifiers.py", "secure_llm_proxy/foundation/clock.py")),
-    ("database", ("/sqlalchemy/", "/psycopg2/", "secure_llm_proxy/foundation/database.py")),
-    ("client watch", ("secure_llm_proxy/web/presence.py",)),
-    ("wire models (pydantic)", ("/pydantic/", "secure_llm_proxy/web/wire.py", "secure_llm_proxy/web/openai/wire.py")),
-    ("web: doors, inbound, answers", ("secure_llm_proxy/web/",)),
-    ("admission", ("secure_llm_proxy/admission/",)),
-    ("identity", ("secure_llm_proxy/identity/",)),
-    ("throttling", ("secure_llm_proxy/throttling/", "/redis/", "/hiredis/")),
-    ("routing", ("secure_llm_proxy/routing/",)),
-    ("audit client", ("secure_llm_proxy/audit/",)),
-    ("upstream", ("secure_llm_proxy/upstream/",)),
-    ("gateway", ("secure_llm_proxy/gateway/", "secure_llm_proxy/vocabulary/")),
-    ("Flask and Werkzeug", ("/flask/", "/werkzeug/", "secure_llm_proxy/application.py", "/itsdangerous/")),
-    ("gunicorn's HTTP parser", ("/gunicorn/http/message.py", "/gunicorn/http/parser.py", "/gunicorn/http/unreader.py")),
-    ("gunicorn's worker, ours", ("/gunicorn/", "secure_llm_proxy/server/")),
+# Steps of our modules, by the longest beginning of their path in the package that stands here; a room that stands nowhere
+# is a step by its own name, so that nothing new is lost.
+_OURS: Mapping[str, str] = {
+    "application.py": "Flask and Werkzeug",
+    "foundation/clock": "ids and clock",
+    "foundation/database": "database",
+    "foundation/identifiers": "ids and clock",
+    "foundation/strict_json": "strict JSON",
+    "server/": "worker class",
+    "server/answer_writer": "worker class: writing answers",
+    "server/request_reader": "worker class: reading requests",
+    "telemetry/": "metrics",
+    "telemetry/logs": "logging",
+    "throttling/redis_": "throttling: Redis",
+    "throttling/resp": "throttling: Redis",
+    "web/": "web: doors, inbound, answers",
+    "web/chat/wire": "wire models (pydantic)",
+    "web/flask_shell": "Flask and Werkzeug",
+    "web/hot_doors": "web: hot doors",
+    "web/openai/wire": "wire models (pydantic)",
+    "web/presence": "client watch",
+    "web/wire": "wire models (pydantic)",
+    "audit/": "audit client",
+}
+# Words and tools of many rooms: whoever uses them pays, and only what nobody's frame stands around goes by their name.
+_SHARED: Mapping[str, str] = {
+    "foundation/loop_socket": "loop sockets",
+    "foundation/": "foundation",
+    "vocabulary/": "vocabulary",
+}
+# Libraries that are a step of their own, by package and the beginning of the module's path. Those that serve several
+# steps (gevent, httptools, hiredis, redis, orjson, ssl) are in none, so that the caller's step pays for them.
+_LIBRARIES: Mapping[str, str] = {
+    "flask/": "Flask and Werkzeug",
+    "gunicorn/": "gunicorn's worker",
+    "gunicorn/http/body": "gunicorn's HTTP parser",
+    "gunicorn/http/message": "gunicorn's HTTP parser",
+    "gunicorn/http/parser": "gunicorn's HTTP parser",
+    "gunicorn/http/unreader": "gunicorn's HTTP parser",
+    "itsdangerous/": "Flask and Werkzeug",
+    "jinja2/": "Flask and Werkzeug",
+    "logging/": "logging",
+    "prometheus_client/": "metrics",
+    "psycopg2/": "database",
+    "pydantic/": "wire models (pydantic)",
+    "pydantic_core/": "wire models (pydantic)",
+    "sqlalchemy/": "database",
+    "werkzeug/": "Flask and Werkzeug",
+}
+_LIBRARY_FOLDER = re.compile(
+    r".*?/(?:site-packages|dist-packages|lib(?:64)?/python3\.\d+)/(?!site-packages/|dist-packages/)(.+)"
 )
+_OUTSIDE_THE_PACKAGE = frozenset({"app.py", "gunicorn.conf.py", "manage.py"})
 _EVENT_LOOP = "gevent loop and switches"
+_NOBODYS = "(no frame of ours)"
 _UNREADABLE = "(not readable when sampled)"
 _PACKAGE = "secure_llm_proxy/"
 _FRAME = re.compile(r"(?P<function>.+) \((?P<file>[^()]*?)(?::(?P<line>\d+))?\)")
@@ -109,8 +142,11 @@ def measure(given: argparse.Namespace) -> list[Profile]:
         folder = folder_on_disk(None)
         opened.callback(shutil.rmtree, folder, ignore_errors=True)
         upstream = opened.enter_context(MockUpstream(tools, cores, folder))
+        provider = upstream.provider
+        if given.target.endswith("-tls"):
+            provider = opened.enter_context(TlsFront(upstream, cores, folder)).provider
         bench = Bench(tools, cores, upstream, folder)
-        product = make_product(bench, given.target)
+        product = make_product(bench, given.target, provider)
         opened.callback(product.discard)
         product.prepare()
         opened.callback(product.stop)
@@ -172,6 +208,8 @@ def read_stacks(process: str, cpu_us: float, stacks: str) -> Profile:
     innermost: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for line in stacks.splitlines():
         frames, _, count = line.rpartition(" ")
+        if not count.isdigit():
+            continue  # a frame read in the midst of its change; its name may hold anything, line ends too
         samples = int(count)
         parts = frames.replace(f"{ROOT}/", "").split(";")
         step = _step_of(parts) if process == "worker" else _writer_step_of(parts)
@@ -194,11 +232,33 @@ def read_stacks(process: str, cpu_us: float, stacks: str) -> Profile:
 
 
 def _step_of(frames: Sequence[str]) -> str:
+    """The step of the innermost frame that belongs to one; else of the innermost frame of what is shared."""
+    shared = None
     for frame in reversed(frames):
-        for step, places in _STEPS:
-            if any(place in frame for place in places):
-                return step
-    return _EVENT_LOOP if any("/gevent/" in frame for frame in frames) else _UNREADABLE
+        found = _FRAME.fullmatch(frame)
+        if found is None:
+            continue
+        file = found["file"]
+        if file in _OUTSIDE_THE_PACKAGE:
+            return _OURS["server/"]
+        if file.startswith(_PACKAGE):
+            module = file.removeprefix(_PACKAGE)
+            name = _longest(_SHARED, module)
+            if name is None or _longest(_OURS, module):
+                return _longest(_OURS, module) or module.partition("/")[0].removesuffix(".py")
+            shared = shared or name
+        elif (library := _LIBRARY_FOLDER.fullmatch(file)) and (step := _longest(_LIBRARIES, library[1])):
+            return step
+    if shared is not None:
+        return shared
+    if any("/gevent/" in frame for frame in frames):
+        return _EVENT_LOOP
+    return _NOBODYS if any(map(_FRAME.fullmatch, frames)) else _UNREADABLE
+
+
+def _longest(steps: Mapping[str, str], path: str) -> str | None:
+    """The value of the longest key that `path` begins with."""
+    return steps.get(max((key for key in steps if path.startswith(key)), key=len, default=""))
 
 
 def _writer_step_of(frames: Sequence[str]) -> str:
@@ -269,7 +329,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="bench/profile",
         description="Sample the loaded product with py-spy and tell the CPU time per request of each step of the route.",
     )
-    parser.add_argument("--target", choices=("embedded", "embedded-tmpfs", "clustered", "edge"), default="embedded")
+    parser.add_argument("--target", choices=PRODUCTS, default="embedded")
     parser.add_argument("--clients", type=int, default=16, help="connections (default %(default)s)")
     parser.add_argument("--streams", type=int, default=0, help="hold so many streams instead, and tell µs per chunk")
     parser.add_argument("--seconds", type=int, default=10, help="seconds of each sampling (default %(default)s)")

@@ -18,25 +18,36 @@ from importlib import metadata
 from pathlib import Path
 
 from bench.figures import NotMeasured
+from bench.growth import KINDS, GrowthPlan, measure_growth
 from bench.measuring import Bench
+from bench.own_time import measure_own_time
 from bench.peers import PEERS, PeerNotInstalled
-from bench.processes import CpuLedger, choose_cores
+from bench.processes import CpuLedger, allow_open_files, choose_cores
 from bench.report import Results, report
-from bench.targets import BareNginx, Direct, Product, Target, TargetFailed
+from bench.targets import BareNginx, Direct, Product, ProductShape, Target, TargetFailed
 from bench.tools import ToolMissing, default_cache, find_tools
-from bench.upstream import ROOT, MockUpstream
+from bench.upstream import ROOT, MockUpstream, Provider, TlsFront
 from tests.support.nginx import nginx_version
 from tests.support.programs import ServerFailed, ServerMissing
 
-_PRODUCTS = ("embedded", "embedded-tmpfs", "clustered", "edge")
-_KNOWN = ("direct", "nginx", *_PRODUCTS, *PEERS)
-_TITLES = {
-    "embedded": "product: SQLite, audit on disk",
-    "embedded-tmpfs": "product: SQLite, audit on tmpfs",
-    "clustered": "product: PostgreSQL + Redis, audit on disk",
-    "edge": "product: SQLite, audit on disk, behind nginx TLS",
+_SHAPES = {
+    shape.name: shape
+    for shape in (
+        ProductShape("embedded", "product: SQLite, audit on disk"),
+        ProductShape("embedded-tmpfs", "product: SQLite, audit on tmpfs", audit_in_memory=True),
+        ProductShape("clustered", "product: PostgreSQL + Redis, audit on disk", with_servers=True),
+        ProductShape("edge", "product: SQLite, audit on disk, behind nginx TLS", behind_nginx=True),
+        ProductShape("embedded-tls", "product: SQLite, audit on disk, TLS upstream"),
+        ProductShape("chat", "product: SQLite, audit on disk, asked at /chat", door="/chat"),
+    )
 }
+PRODUCTS = tuple(_SHAPES)
+_TLS = "-tls"
+_TLS_PEERS = tuple(f"{name}{_TLS}" for name, peer in PEERS.items() if peer.does_tls)
+_KNOWN = ("direct", "nginx", *PRODUCTS, "direct-tls", "nginx-tls", *PEERS, *_TLS_PEERS)
 _WARM_UP_CLIENTS = 16
+_OWN_TIME_REQUESTS = 300
+_OWN_TIME_QUICK = 30
 _VOLATILE = frozenset({"tmpfs", "ramfs"})
 
 
@@ -57,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(given: argparse.Namespace) -> Results:
     """Everything that was asked for. A target that fails is a problem of the results, and the others go on."""
     cores = choose_cores()
+    allow_open_files()
     tools = find_tools(given.cache, stand_ins_allowed=given.quick)
     results = Results(
         quick=given.quick,
@@ -81,7 +93,10 @@ def measure(given: argparse.Namespace) -> Results:
         if not upstream.gives_streams:
             results.not_measured.append(NotMeasured("streams", "no C compiler for the stream client"))
         targets = []
-        for target in _chosen(given, bench, results):
+        targets_chosen = _chosen(
+            given, bench, opened.enter_context(TlsFront(upstream, cores, folder)).provider, results
+        )
+        for target in targets_chosen:
             opened.callback(target.discard)
             try:
                 target.prepare()
@@ -89,6 +104,10 @@ def measure(given: argparse.Namespace) -> Results:
                 _note_problem(results, f"{target.name}: {error}")
                 continue
             targets.append(target)
+        for target in targets:
+            if too_many := [str(clients) for clients in given.clients if clients > target.clients_max]:
+                what = f"{target.title}, {' and '.join(too_many)} clients"
+                results.not_measured.append(NotMeasured(what, f"it is set up for {target.clients_max}"))
         results.titles = {target.name: target.title for target in targets}
         for round_ in range(1, given.rounds + 1):
             results.disk.append(bench.disk(round_))
@@ -98,6 +117,7 @@ def measure(given: argparse.Namespace) -> Results:
                     _measure_once(bench, target, round_, given, results)
                 except (TargetFailed, ServerFailed, OSError) as error:
                     _note_problem(results, f"{target.name}, round {round_}: {error}")
+        _measure_aside(bench, given, results)
     results.others_share = CpuLedger.now().others_share_since(before)
     return results
 
@@ -107,7 +127,7 @@ def _measure_once(bench: Bench, target: Target, round_: int, given: argparse.Nam
     try:
         results.starts.append(bench.start(target, round_))
         bench.plain_load(target.endpoint, _WARM_UP_CLIENTS, 1)
-        for clients in given.clients:
+        for clients in (each for each in given.clients if each <= target.clients_max):
             figures = bench.plain(target, round_, clients, given.seconds)
             results.plain.append(figures)
             if figures.refused or figures.broken:
@@ -126,17 +146,47 @@ def _measure_once(bench: Bench, target: Target, round_: int, given: argparse.Nam
         target.stop()
 
 
-def _chosen(given: argparse.Namespace, bench: Bench, results: Results) -> list[Target]:
+def _measure_aside(bench: Bench, given: argparse.Namespace, results: Results) -> None:
+    """What is not a matter of side by side: our own time, and growth."""
+    if given.own_time:
+        _say("own time by an outside clock")
+        try:
+            results.own_time = measure_own_time(bench, _OWN_TIME_QUICK if given.quick else _OWN_TIME_REQUESTS)
+        except (TargetFailed, ServerFailed, OSError) as error:
+            _note_problem(results, f"own time: {error}")
+    if given.growth:
+        plan = GrowthPlan(
+            kinds=given.growth,
+            rounds=given.rounds,
+            seconds=given.seconds,
+            keys=given.keys,
+            audit_gib=given.audit_gib,
+            clients=(1, 8) if given.quick else (64, 1, 256, 1000),
+        )
+        figures, missing, problems = measure_growth(bench, plan, _say)
+        results.growth += figures
+        results.not_measured += missing
+        for problem in problems:
+            _note_problem(results, f"growth: {problem}")
+
+
+def _chosen(given: argparse.Namespace, bench: Bench, tls: Provider, results: Results) -> list[Target]:
+    """The targets asked for, in the order of `_KNOWN`; each over the upstream of its name."""
+    plain = bench.upstream.provider
     makers: dict[str, Callable[[], Target]] = {
-        "direct": lambda: Direct(bench.upstream),
-        "nginx": lambda: BareNginx(bench.cores, bench.folder, bench.upstream),
-        **{name: partial(make_product, bench, name) for name in _PRODUCTS},
+        "direct": lambda: Direct(plain),
+        "direct-tls": lambda: Direct(tls),
+        "nginx": lambda: BareNginx(bench.cores, bench.folder, plain),
+        "nginx-tls": lambda: BareNginx(bench.cores, bench.folder, tls),
+        **{name: partial(make_product, bench, name, tls if name.endswith(_TLS) else plain) for name in PRODUCTS},
     }
-    names = list(given.only) if given.only else ["direct", "nginx", *_PRODUCTS]
-    targets = [makers[name]() for name in names if name in makers]
-    wanted = [name for name in names if name in PEERS] if given.only else given.peers
-    for name in wanted:
-        peer = PEERS[name](bench.cores, bench.folder, bench.upstream, given.cache)
+    targets = []
+    for name in (each for each in _KNOWN if each in given.targets):
+        if name in makers:
+            targets.append(makers[name]())
+            continue
+        provider = tls if name.endswith(_TLS) else plain
+        peer = PEERS[name.removesuffix(_TLS)](bench.cores, bench.folder, provider, given.cache)
         if given.install_peers:
             _say(f"installing {name}")
             try:
@@ -152,24 +202,16 @@ def _chosen(given: argparse.Namespace, bench: Bench, results: Results) -> list[T
 
 
 def _tell_unused_peers(given: argparse.Namespace, results: Results) -> None:
-    chosen = given.only or given.peers
     results.not_measured += [
-        NotMeasured(peer.title, "not asked for") for name, peer in PEERS.items() if name not in chosen
+        NotMeasured(peer.title, "not asked for")
+        for name, peer in PEERS.items()
+        if name not in given.targets and f"{name}{_TLS}" not in given.targets
     ]
 
 
-def make_product(bench: Bench, name: str) -> Product:
-    """The product in one of its shapes, `_PRODUCTS`."""
-    return Product(
-        name,
-        _TITLES[name],
-        cores=bench.cores,
-        folder=bench.folder,
-        upstream=bench.upstream,
-        audit_in_memory=name == "embedded-tmpfs",
-        with_servers=name == "clustered",
-        behind_nginx=name == "edge",
-    )
+def make_product(bench: Bench, name: str, provider: Provider) -> Product:
+    """The product in one of its shapes, `PRODUCTS`."""
+    return Product(_SHAPES[name], cores=bench.cores, folder=bench.folder, provider=provider)
 
 
 def folder_on_disk(wanted: Path | None) -> Path:
@@ -205,9 +247,33 @@ def _versions() -> Mapping[str, str]:
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout.strip()  # fmt: skip
     told = {"product": commit or "unknown commit", "nginx": ".".join(map(str, nginx_version()))}
-    for package in ("gunicorn", "gevent", "flask", "hiredis"):
-        told[package] = metadata.version(package)
+    for package in ("gunicorn", "gevent", "flask", "httptools", "hiredis"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            told[package] = metadata.version(package)
     return {"Python": platform.python_version(), **told}
+
+
+_FULL: Mapping[str, object] = {
+    "rounds": 3,
+    "seconds": 3,
+    "ramp": 4,
+    "clients": (1, 16, 64),
+    "streams": (100, 1000),
+    "own_time": True,
+    "keys": 100_000,
+    "audit_gib": 10.0,
+}
+_QUICK: Mapping[str, object] = {
+    "rounds": 1,
+    "seconds": 1,
+    "ramp": 1,
+    "clients": (1, 8),
+    "streams": (10,),
+    "own_time": False,
+    "keys": 1_000,
+    "audit_gib": 0.125,
+}
+_QUICK_TARGETS = ("direct", "nginx", "embedded", "clustered", "embedded-tls")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -234,19 +300,36 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--streams", type=_numbers, help="comma list of open streams (default 100,1000); 0: none")
     parser.add_argument("--ramp", type=int, help="seconds in which streams begin (default 4)")
     parser.add_argument(
+        "--own-time",
+        action=argparse.BooleanOptionalAction,
+        help="check the product's own account of its time by an outside clock (default: yes, but not with --quick)",
+    )
+    parser.add_argument(
+        "--growth",
+        type=_kinds,
+        nargs="?",
+        const=KINDS,
+        default=(),
+        metavar="KINDS",
+        help=f"also measure growth: all of {', '.join(KINDS)}, or a comma list of them; a quarter of an hour and the disk space",
+    )
+    parser.add_argument("--keys", type=int, help="API keys of a grown deployment (default 100000)")
+    parser.add_argument("--audit-gib", type=float, help="GiB of sealed audit log of a grown deployment (default 10)")
+    parser.add_argument(
         "--cache", type=Path, default=default_cache(), help="folder of compiled tools and peers (default %(default)s)"
     )
     parser.add_argument("--directory", type=Path, help="folder on the disk to measure (default: the temporary folder)")
     given = parser.parse_args(arguments)
-    full, quick = (3, 3, 4, (1, 16, 64), (100, 1000)), (1, 1, 1, (1, 8), (10,))
-    for name, value in zip(
-        ("rounds", "seconds", "ramp", "clients", "streams"), quick if given.quick else full, strict=True
-    ):
+    defaults = _QUICK if given.quick else _FULL
+    for name, value in defaults.items():
         if getattr(given, name) is None:
             setattr(given, name, value)
     given.streams = tuple(size for size in given.streams if size)
     if given.peers is None:
         given.peers = () if given.quick else tuple(PEERS)
+    ours = _QUICK_TARGETS if given.quick else tuple(name for name in _KNOWN if name not in (*PEERS, *_TLS_PEERS))
+    over_tls = (name for name in _TLS_PEERS if name.removesuffix(_TLS) in given.peers)
+    given.targets = given.only or (*ours, *given.peers, *over_tls)
     given.cache = given.cache.absolute()
     return given
 
@@ -259,6 +342,10 @@ def _names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
         return named
 
     return names
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    return KINDS if text == "all" else _names(KINDS)(text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

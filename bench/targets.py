@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.plants import plant_audit_log, plant_keys
 from bench.processes import Cores, running_on, tree
-from bench.upstream import MockUpstream
+from bench.upstream import Provider
 from tests.support.certificates import make_certificate
 from tests.support.nginx import Flood, PrivateNginx
 from tests.support.ports import free_port
@@ -57,20 +58,28 @@ class Endpoint:
     model: str = MODEL
     tls: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
+    keys: Path | None = None
+    """API keys, one a line: the load takes a random one for each request, instead of the header's."""
 
     @property
     def host(self) -> str:
         return "localhost" if self.tls else "127.0.0.1"
 
+    @property
+    def is_chat(self) -> bool:
+        """The origin's door, which takes a `prompt`."""
+        return self.path == "/chat"
+
 
 class Target(ABC):
     """`endpoint` is valid after `prepare`, `parts` while it runs. Streams are asked for at `stream_endpoint`, never more
-    than `streams_max` at once: above that a slow target only shows its queue.
+    than `streams_max` at once: above that a slow target only shows its queue. `clients_max` is what it is set up for.
     """
 
     name: str
     title: str
     streams_max = 10_000
+    clients_max = 10_000
 
     @abstractmethod
     def start(self) -> None:
@@ -132,11 +141,11 @@ class Target(ABC):
 class Direct(Target):
     """The load asks the mock upstream itself: what every other latency is compared with. No process of it is counted."""
 
-    name = "direct"
-    title = "direct (no proxy)"
-
-    def __init__(self, upstream: MockUpstream) -> None:
-        self._endpoint = Endpoint(upstream.port)
+    def __init__(self, provider: Provider) -> None:
+        tls = provider.authority is not None
+        self.name = "direct-tls" if tls else "direct"
+        self.title = "direct (no proxy), TLS" if tls else "direct (no proxy)"
+        self._endpoint = Endpoint(provider.port, tls=tls)
 
     def start(self) -> None:
         pass
@@ -147,6 +156,10 @@ class Direct(Target):
     @property
     def endpoint(self) -> Endpoint:
         return self._endpoint
+
+    @property
+    def stream_endpoint(self) -> Endpoint | None:
+        return None if self._endpoint.tls else self._endpoint
 
     def parts(self) -> Mapping[str, tuple[int, ...]]:
         return {}
@@ -199,7 +212,7 @@ class OneServer(Target):
         return Endpoint(self.port)
 
     def parts(self) -> Mapping[str, tuple[int, ...]]:
-        return {self.name: tree(self.pid)}
+        return {self.name.removesuffix("-tls"): tree(self.pid)}
 
     def last_words(self) -> str:
         log = self.folder / "output.log"
@@ -226,28 +239,39 @@ http {{
     scgi_temp_path {folder}/scgi;
     proxy_http_version 1.1;
     proxy_set_header Connection "";
+    {tls}
     upstream provider {{ server 127.0.0.1:{upstream}; keepalive 8192; keepalive_requests 100000000; }}
-    server {{ listen 127.0.0.1:{port} backlog=8192; location / {{ proxy_pass http://provider; }} }}
-    server {{ listen 127.0.0.1:{stream_port} backlog=8192; location / {{ proxy_buffering off; proxy_pass http://provider; }} }}
+    server {{ listen 127.0.0.1:{port} backlog=8192; location / {{ proxy_pass {scheme}://provider; }} }}
+    server {{ listen 127.0.0.1:{stream_port} backlog=8192; location / {{ proxy_buffering off; proxy_pass {scheme}://provider; }} }}
 }}
 """
+_NGINX_TLS = (
+    "proxy_ssl_verify on; proxy_ssl_trusted_certificate {authority}; proxy_ssl_name localhost; proxy_ssl_server_name on; "
+    "proxy_ssl_protocols TLSv1.3;"
+)
 
 
 class BareNginx(OneServer):
     """proxy_pass and nothing else: what moving the bytes costs."""
 
-    name = "nginx"
-    title = "nginx proxy_pass"
-
-    def __init__(self, cores: Cores, folder: Path, upstream: MockUpstream) -> None:
+    def __init__(self, cores: Cores, folder: Path, provider: Provider) -> None:
+        tls = provider.authority is not None
+        self.name = "nginx-tls" if tls else "nginx"
+        self.title = "nginx proxy_pass, TLS upstream" if tls else "nginx proxy_pass"
         super().__init__(cores, folder)
         self._stream_port = free_port()
-        self._upstream = upstream
+        self._provider = provider
 
     def prepare(self) -> None:
         super().prepare()
+        authority = self._provider.authority
         text = _NGINX.format(
-            folder=self.folder, upstream=self._upstream.port, port=self.port, stream_port=self._stream_port
+            folder=self.folder,
+            upstream=self._provider.port,
+            port=self.port,
+            stream_port=self._stream_port,
+            scheme="https" if authority else "http",
+            tls=_NGINX_TLS.format(authority=authority) if authority else "",
         )
         if os.geteuid() == 0:
             text = "user root root;\n" + text  # its temporary folders lie where www-data may not go
@@ -262,28 +286,39 @@ class BareNginx(OneServer):
         return Endpoint(self._stream_port)
 
 
-class Product(Target):
-    """Secure LLM Proxy as `manage.py serve` runs it, with every control on and one worker."""
+@dataclass(frozen=True, slots=True)
+class ProductShape:
+    """How the product is set up. `door` is where it is asked; `settings` come on top of the bench's own.
 
-    def __init__(
-        self,
-        name: str,
-        title: str,
-        *,
-        cores: Cores,
-        folder: Path,
-        upstream: MockUpstream,
-        audit_in_memory: bool = False,
-        with_servers: bool = False,
-        behind_nginx: bool = False,
-    ) -> None:
-        self.name, self.title = name, title
+    `keys` and `audit_gib` are how many API keys its database and how much sealed log its audit directory hold beforehand;
+    `random_keys` has the load use all of them. More than one worker takes both cores, the load's too.
+    """
+
+    name: str
+    title: str
+    audit_in_memory: bool = False
+    with_servers: bool = False
+    behind_nginx: bool = False
+    workers: int = 1
+    both_cores: bool = False
+    door: str = "/v1/chat/completions"
+    keys: int = 1
+    random_keys: bool = False
+    audit_gib: float = 0.0
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class Product(Target):
+    """Secure LLM Proxy as `manage.py serve` runs it, with every control on."""
+
+    def __init__(self, shape: ProductShape, *, cores: Cores, folder: Path, provider: Provider) -> None:
+        self.shape = shape
+        self.name, self.title = shape.name, shape.title
+        # The nginx of the tests holds 1,024 connections, two for each client.
+        self.clients_max = 400 if shape.behind_nginx else 10_000
         self._cores = cores
-        self._folder = folder / name
-        self._upstream = upstream
-        self._audit_in_memory = audit_in_memory
-        self._with_servers = with_servers
-        self._behind_nginx = behind_nginx
+        self._folder = folder / shape.name
+        self._provider = provider
         self._held = contextlib.ExitStack()
         self._running: contextlib.ExitStack | None = None
         self._servers: dict[str, Callable[[], int]] = {}
@@ -291,15 +326,19 @@ class Product(Target):
         self._front: PrivateNginx | None = None
         self._audit = _AuditCount()
         self._key = ""
+        self._keys: Path | None = None
 
     def prepare(self) -> None:
+        shape = self.shape
         self._folder.mkdir(parents=True)
-        settings = {**_ROOMY, "LLM_API_URL": self._upstream.url, "LLM_API_KEY": "sk-bench", "LLM_MODELS": MODEL}
-        if self._audit_in_memory:
+        settings = {**_ROOMY, "LLM_API_URL": self._provider.url, "LLM_API_KEY": "sk-bench", "LLM_MODELS": MODEL}
+        if self._provider.authority is not None:
+            settings["LLM_CA_FILE"] = str(self._provider.authority)
+        if shape.audit_in_memory:
             memory = tempfile.mkdtemp(prefix="slp-bench-", dir=_MEMORY)
             self._held.callback(shutil.rmtree, memory, ignore_errors=True)
             settings["AUDIT_DIR"] = str(Path(memory) / "audit")
-        if self._with_servers:
+        if shape.with_servers:
             with running_on(self._cores.load):
                 redis = self._held.enter_context(PrivateRedis(password="bench"))  # noqa: S106  it lives for the run, on loopback
                 postgresql = self._held.enter_context(PrivatePostgreSQL())
@@ -308,20 +347,31 @@ class Product(Target):
                 "redis": lambda: _listener_of(redis.directory, "redis-server"),
                 "postgresql": lambda: _listener_of(postgresql.directory, "postgres"),
             }
-        if self._behind_nginx:
+        if shape.workers > 1:
+            settings["WORKERS"] = str(shape.workers)
+        if shape.behind_nginx:
             certificate = make_certificate(self._folder / "certificates")
             flood = Flood(requests_per_second=1_000_000, burst=1_000_000)
             self._front = PrivateNginx(
                 self._folder / "nginx", certificate, socket=self._folder / "home" / "web.sock", flood=flood
             )
-        self._proxy = proxy = RunningProxy(self._folder / "home", settings, on_unix_socket=self._behind_nginx)
+        settings |= shape.settings
+        self._proxy = proxy = RunningProxy(self._folder / "home", settings, on_unix_socket=shape.behind_nginx)
         proxy.prepare()
-        self._key = proxy.create_api_key()
+        keys = plant_keys(proxy.environment, shape.keys)
+        self._key = keys[0]
+        if shape.random_keys:
+            self._keys = self._folder / "keys"
+            self._keys.write_text("\n".join(keys) + "\n", "ascii")
+        if shape.audit_gib:
+            plant_audit_log(proxy.environment, proxy.instance, shape.audit_gib)
         self._audit.directory = Path(settings.get("AUDIT_DIR", str(proxy.instance / "audit")))
+        self._audit.skip_what_is_there()
 
     def start(self) -> None:
         proxy = self._product
-        with running_on(self._cores.proxy), contextlib.ExitStack() as started:
+        cores = (self._cores.proxy, self._cores.load) if self.shape.both_cores else (self._cores.proxy,)
+        with running_on(*cores), contextlib.ExitStack() as started:
             started.enter_context(proxy)
             if self._front is not None:
                 started.enter_context(self._front)
@@ -336,6 +386,11 @@ class Product(Target):
         self._held.close()
 
     @property
+    def running(self) -> RunningProxy:
+        """For what load alone can't tell: further keys, the audit log. Valid after `prepare`."""
+        return self._product
+
+    @property
     def _product(self) -> RunningProxy:
         assert self._proxy is not None
         return self._proxy
@@ -344,8 +399,9 @@ class Product(Target):
     def endpoint(self) -> Endpoint:
         headers = {"Authorization": f"Bearer {self._key}"}
         if self._front is not None:
-            return Endpoint(self._front.port, tls=True, headers=headers)
-        return Endpoint(int(self._product.base_url.rpartition(":")[2]), headers=headers)
+            return Endpoint(self._front.port, self.shape.door, tls=True, headers=headers, keys=self._keys)
+        port = int(self._product.base_url.rpartition(":")[2])
+        return Endpoint(port, self.shape.door, headers=headers, keys=self._keys)
 
     @property
     def stream_endpoint(self) -> Endpoint | None:
@@ -380,6 +436,13 @@ class _AuditCount:
     directory: Path = Path()
     _read_to: dict[int, int] = field(default_factory=dict)
     _found: int = 0
+
+    def skip_what_is_there(self) -> None:
+        """Nothing written so far is ever counted, nor read: a log may hold gigabytes from before."""
+        for path in self.directory.glob("*/*.jsonl*"):
+            if not path.is_symlink():
+                told = path.stat()
+                self._read_to[told.st_ino] = told.st_size
 
     def records(self) -> int:
         for path in self.directory.glob("*/*.jsonl*"):
@@ -416,7 +479,10 @@ def _ask(endpoint: Endpoint) -> tuple[int, bytes]:
         if endpoint.tls
         else http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=30)
     )
-    body = json.dumps({"model": endpoint.model, "messages": [{"role": "user", "content": "Hello."}]})
+    question: Mapping[str, object] = (
+        {"prompt": "Hello."} if endpoint.is_chat else {"messages": [{"role": "user", "content": "Hello."}]}
+    )
+    body = json.dumps({"model": endpoint.model, **question})
     try:
         connection.request("POST", endpoint.path, body, {"Content-Type": "application/json", **endpoint.headers})
         answer = connection.getresponse()

@@ -109,7 +109,8 @@ static void read_chunks(Stream *stream) {
         long long sent_ns = strtoll(mark + 3, &end, 10);
         if (*end == 0) break;  // the number may go on in the next packet
         unread = end;
-        if (sent_ns <= 0) continue;
+        // The last event of /chat repeats the whole text, which begins like a chunk.
+        if (sent_ns <= 0 || (mark - stream->buffer >= 11 && !memcmp(mark - 11, "\"response\":", 11))) continue;
         if (!measuring(now)) {
             stream->first_chunk_seen = true;
             continue;

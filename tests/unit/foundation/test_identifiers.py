@@ -59,7 +59,7 @@ import os
 from secure_llm_proxy.foundation.identifiers import ulid
 ulid()
 child = os.fork()
-print(" ".join(ulid()[10:] for _ in range(150)), flush=True)
+os.write(1, (" ".join(ulid()[10:] for _ in range(150)) + "\\n").encode())
 if child:
     os.waitpid(child, 0)
 """
