@@ -55,7 +55,8 @@ class Services:
     _greenlets: list[gevent.Greenlet[..., None]] = field(default_factory=list)
 
     def start(self) -> None:
-        """Begin the background work: `last_used`, the host's heartbeat, revocations told by Redis."""
+        """Begin the background work: `last_used`, the host's heartbeat, revocations told by Redis, counts."""
+        self.metrics.hold_back()
         flush_s = self.settings.identity.last_used_flush_s
         self._greenlets.append(gevent.spawn(_repeat, self.identity.flush_last_used, flush_s))
         if self.settings.redis.url is not None:
@@ -70,6 +71,7 @@ class Services:
         except ProxyError as error:
             log.warning("last use of keys not written", extra={"detail": error.detail})
         self.journal.close()
+        self.metrics.flush()
         self.throttle.close()
         self.upstream.close()
         self.database.close()

@@ -35,6 +35,8 @@ RESERVED_NAMES = frozenset(
     {"k", "n", "t", "m", "w", "kid", "nc", "p", "ct", "pt", "z", "v", "seg", "log", "prev", "root", "note", "sig"}
 )
 _FIXED_NAMES = ("ty", "ev", "id", "rid")
+_FIRST_NAMES = frozenset({_FIXED_NAMES, ("ty", "id", "rid")})
+_CLEAR_TYPES = frozenset({str, int, bool, type(None)})
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _TYPE = re.compile(r"[a-z]{1,16}\.[a-z_]{1,24}")
@@ -192,36 +194,48 @@ def check_metadata(metadata: dict[str, Any]) -> dict[str, ClearValue]:
     Both ends call it: the journal, so that a mistake is seen where it is made, and the writer, which does not trust
     the worker with the form of a line.
     """
-    if len(metadata) > _MEMBERS_MAX:
-        raise RefusedMetadata(f"more than {_MEMBERS_MAX} members")
-    kind, event, identifier, exchange = (metadata.get(name) for name in _FIXED_NAMES)
+    names = tuple(metadata)
+    if not _may_stand_together(names):
+        raise RefusedMetadata(_wrong_with(names))
+    kind, identifier = metadata["ty"], metadata["id"]
     if not (isinstance(kind, str) and _TYPE.fullmatch(kind)):
-        raise RefusedMetadata("`ty` is missing or malformed")
-    if not (isinstance(identifier, str) and _IDENTIFIER.fullmatch(identifier)):
-        raise RefusedMetadata("`id` is missing or malformed")
-    if not (isinstance(exchange, str) and _IDENTIFIER.fullmatch(exchange)):
-        raise RefusedMetadata("`rid` is missing or malformed")
-    ordered: dict[str, ClearValue] = {"ty": kind}
-    if "ev" in metadata:
-        if not (isinstance(event, str) and _EVENT.fullmatch(event)):
-            raise RefusedMetadata("`ev` is malformed")
-        ordered["ev"] = event
-    ordered["id"] = identifier
-    ordered["rid"] = exchange
-    for name, value in metadata.items():
-        if name in ordered:
-            continue
-        if not _is_free_name(name):
-            raise RefusedMetadata("a member's name is reserved or malformed")
-        if not (value is None or isinstance(value, (str, int))):
-            raise RefusedMetadata(f"`{name}` is neither text, integer, boolean nor null")
-        ordered[name] = value
-    if kind == AuditType.LLM_END and not _is_identifier(ordered.get("sid")):
+        raise RefusedMetadata("`ty` is malformed")
+    if not _is_identifier(identifier):
+        raise RefusedMetadata("`id` is malformed")
+    if not _is_identifier(metadata["rid"]):
+        raise RefusedMetadata("`rid` is malformed")
+    if "ev" in metadata and not (isinstance(metadata["ev"], str) and _EVENT.fullmatch(metadata["ev"])):
+        raise RefusedMetadata("`ev` is malformed")
+    if not _CLEAR_TYPES.issuperset(map(type, metadata.values())):
+        for name, value in metadata.items():
+            # A subclass of one of them is well, too.
+            if not (value is None or isinstance(value, (str, int))):
+                raise RefusedMetadata(f"`{name}` is neither text, integer, boolean nor null")
+    if kind == AuditType.LLM_END and not _is_identifier(metadata.get("sid")):
         raise RefusedMetadata("`llm.end` does not name its start in `sid`")
-    return ordered
+    if names[: 4 if "ev" in metadata else 3] in _FIRST_NAMES:
+        return metadata
+    first = [name for name in _FIXED_NAMES if name in metadata]
+    return {name: metadata[name] for name in dict.fromkeys([*first, *names])}
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
+def _may_stand_together(names: tuple[str, ...]) -> bool:
+    """Whether these are the names of a record. The same few sets of names come again and again."""
+    return _wrong_with(names) == ""
+
+
+def _wrong_with(names: tuple[str, ...]) -> str:
+    if len(names) > _MEMBERS_MAX:
+        return f"more than {_MEMBERS_MAX} members"
+    for name in ("ty", "id", "rid"):
+        if name not in names:
+            return f"`{name}` is missing"
+    if not all(_is_free_name(name) for name in names if name not in _FIXED_NAMES):
+        return "a member's name is reserved or malformed"
+    return ""
+
+
 def _is_free_name(name: str) -> bool:
     return name not in RESERVED_NAMES and _NAME.fullmatch(name) is not None
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gevent
 from prometheus_client.parser import text_string_to_metric_families
 
 from secure_llm_proxy.telemetry import ExchangeFacts, Metrics, render_metrics
@@ -119,3 +120,56 @@ def test_several_workers_are_summed_and_a_dead_ones_requests_are_no_longer_in_pr
     assert told["http_requests_in_progress", ()] == 1
     assert told["http_requests_total", (("endpoint", "/chat"), ("status", "429"))] == 2
     assert "SecurityCounts(requests=2, in_progress=1, rate_limited=2, blocked=0)" in text
+
+
+# --- counted together -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_counted_together_is_what_is_counted_one_by_one() -> None:
+    times = [0.0, 0.0005, 0.00051, 0.001, 0.0024, 0.0025, 3.0, 600.0, 601.0, 1e9]
+    all_facts = [
+        ExchangeFacts(
+            door=f"/door{number % 2}",
+            status=200 + number % 3,
+            code=[None, "rate_limit_exceeded", "invalid_api_key"][number % 3],
+            model=[None, "small", "large"][number % 3],
+            duration_s=times[number % 10],
+            upstream_s=[None, times[(number + 3) % 10]][number % 2],
+            overhead_s=times[(number + 5) % 10],
+            prompt_tokens=[None, 0, 7][number % 3],
+            completion_tokens=number,
+        )
+        for number in range(60)
+    ]
+    one_by_one, together = Metrics(), Metrics()
+    together.hold_back()
+
+    for metrics in (one_by_one, together):
+        for facts in all_facts:
+            metrics.opened()
+            metrics.closed(facts)
+        metrics.opened()
+
+    assert _samples(one_by_one) == _samples(together)
+    assert sum(value for name, value in _samples(together).items() if "requests_total" in name) == 60
+
+
+def test_counts_that_are_held_back_appear_by_themselves() -> None:
+    metrics = Metrics()
+    metrics.hold_back()
+
+    metrics.opened()
+    before = metrics.registry.get_sample_value("http_requests_in_progress")
+    gevent.sleep(0.5)
+
+    assert before == 0
+    assert metrics.registry.get_sample_value("http_requests_in_progress") == 1
+
+
+def _samples(metrics: Metrics) -> dict[str, float]:
+    lines = render_metrics(metrics)[0].decode().splitlines()
+    return {
+        line.rpartition(" ")[0]: round(float(line.rpartition(" ")[2]), 6)
+        for line in lines
+        if not line.startswith("#") and "_created" not in line
+    }
