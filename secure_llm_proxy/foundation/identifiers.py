@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import lru_cache
 from typing import NewType
 
 ExchangeId = NewType("ExchangeId", str)
@@ -12,32 +13,35 @@ UserId = NewType("UserId", str)
 KeyId = NewType("KeyId", str)
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-# Two digits at once: a request draws three identifiers, and each took 2.6 µs digit by digit (1.3 µs now, 2026-11).
-_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
-_SHIFTS = tuple(range(120, -1, -10))
-
-
-_RANDOM_BYTES = 10
-# Drawn a hundred at a time: asking the kernel for each cost more than all else here. Never used by two processes: a child
-# of a fork begins with none.
-_drawn: list[bytes] = []
+_DIGIT_OF_BYTE = bytes(ord(_CROCKFORD[byte & 31]) for byte in range(256))
+_RANDOM_DIGITS = 16
+# Drawn a hundred at a time, and the digits of the time kept for their millisecond: a request needs three identifiers, which
+# cost 7.7 µs digit by digit and 1.4 µs so (2026-11). Never used by two processes: a child of a fork begins with none.
+_drawn: list[str] = []
 os.register_at_fork(after_in_child=_drawn.clear)
 
 
-def _draw() -> bytes:
-    try:
-        return _drawn.pop()
-    except IndexError:
-        block = os.urandom(_RANDOM_BYTES * 100)
-        _drawn.extend(block[start : start + _RANDOM_BYTES] for start in range(_RANDOM_BYTES, len(block), _RANDOM_BYTES))
-        return block[:_RANDOM_BYTES]
+def _draw() -> str:
+    """80 random bits: five of each byte that the kernel gives."""
+    digits = os.urandom(_RANDOM_DIGITS * 100).translate(_DIGIT_OF_BYTE).decode("ascii")
+    _drawn.extend(
+        digits[start : start + _RANDOM_DIGITS] for start in range(_RANDOM_DIGITS, len(digits), _RANDOM_DIGITS)
+    )
+    return digits[:_RANDOM_DIGITS]
+
+
+@lru_cache(maxsize=2)
+def _time_digits(milliseconds: int) -> str:
+    return "".join([_CROCKFORD[(milliseconds >> shift) & 31] for shift in range(45, -1, -5)])
 
 
 def ulid() -> str:
     """26 characters of Crockford base32; sorts by creation time at a resolution of 1 ms."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(_draw(), "big")
-    pairs = _PAIRS
-    return "".join([pairs[(value >> shift) & 1023] for shift in _SHIFTS])
+    try:
+        drawn = _drawn.pop()
+    except IndexError:
+        drawn = _draw()
+    return _time_digits(time.time_ns() // 1_000_000) + drawn
 
 
 def new_exchange_id() -> ExchangeId:
