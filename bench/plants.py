@@ -47,10 +47,11 @@ def plant_keys(environment: Mapping[str, str], count: int) -> list[str]:
     users, rows, keys = [], [], []
     for number in range(count):
         if number % _KEYS_PER_USER == 0:
-            name = f"planted-{number}"
+            user_id = new_user_id()
+            name = f"planted-{user_id.lower()}"
             users.append(
                 {
-                    "id": new_user_id(),
+                    "id": user_id,
                     "username": name,
                     "username_normalised": name,
                     "email": f"{name}@example.org",

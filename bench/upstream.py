@@ -8,6 +8,7 @@ import os
 import ssl
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Provider:
         return f"https://localhost:{self.port}/v1" if self.authority else f"http://127.0.0.1:{self.port}/v1"
 
 
-class _OneProcess:
+class _OneProcess(ABC):
     """A server on the load's core, from `with` to the end of its block."""
 
     def __init__(self, cores: Cores, folder: Path, name: str) -> None:
@@ -48,8 +49,8 @@ class _OneProcess:
         self._log = folder / f"{name}.log"
         self._server: subprocess.Popen[bytes] | None = None
 
-    def command(self) -> Sequence[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def command(self) -> Sequence[str]: ...
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as output, running_on(self._cores.load):

@@ -129,7 +129,7 @@ def clustered_proxy(
 def stock_proxy(provider: Provider, short_folder: Path) -> Iterator[RunningProxy]:
     """The reference that the hot path is held to: gunicorn's stock gevent worker and plain Flask views."""
     settings = {**ROOMY, "LLM_API_URL": provider.base_url, "LLM_API_KEY": "sk-test-provider", "HOT_PATH": "false"}
-    with RunningProxy(short_folder / "stock", settings) as proxy:
+    with RunningProxy(short_folder / "stock-shape", settings) as proxy:
         yield proxy
 
 
