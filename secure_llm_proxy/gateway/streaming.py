@@ -84,14 +84,29 @@ class RelayedStream:
         Measured (one core, 500 streams): see docs/performance.md, "per chunk".
         """
         keeps_up = True
+        safe, said, inspector = self._safe, self._said, self._inspector
+        inspects = type(inspector) is not PassThrough
 
         def take(event: StreamEvent) -> bool:
             nonlocal keeps_up
-            self._note(event)
-            self._safe.extend(self._inspector.feed(event))
-            if self._said_bytes >= PART_BYTES:
-                return False
-            keeps_up = self._send_safe(send)
+            if event.only_text and event.usage is None:
+                # as `_note` does
+                text = event.text.encode()
+                said.append(text)
+                self._said_bytes += len(text)
+            else:
+                self._note(event)
+            if inspects or safe or self._said_bytes >= PART_BYTES:
+                safe.extend(inspector.feed(event))
+                if self._said_bytes >= PART_BYTES:
+                    return False
+                keeps_up = self._send_safe(send)
+                return keeps_up
+            # the usual case, without a detour: it leaves as it came
+            try:
+                keeps_up = send(event)
+            except OSError:
+                raise ClientGone("The client closed the connection.") from None
             return keeps_up
 
         try:
@@ -151,7 +166,8 @@ class RelayedStream:
     def _note(self, event: StreamEvent) -> None:
         if event.usage is not None:
             self._docket.usage = event.usage
-        said = b"\n%s\n" % event.data if _carries_more_than_text(event) else event.text.encode()
+        only_text = event.only_text or not _carries_more_than_text(event)
+        said = event.text.encode() if only_text else b"\n%s\n" % event.data
         if said:
             self._said.append(said)
             self._said_bytes += len(said)

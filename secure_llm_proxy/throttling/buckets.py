@@ -89,7 +89,7 @@ class Standing(NamedTuple):
     in_flight: int
 
 
-def decide(standings: Sequence[Standing], *, source: str) -> RateDecision:
+def decide(standings: Sequence[Standing | tuple[str, Limit, int, int]], *, source: str) -> RateDecision:
     """The strictest bucket's answer: when allowed the one with the fewest remaining, else the longest to wait for.
 
     `limit` is always requests per minute; `remaining` counts free slots as well, since no more could follow at once.
@@ -108,23 +108,22 @@ def decide(standings: Sequence[Standing], *, source: str) -> RateDecision:
         if least < 0 or remaining < least:
             least, strictest, by_slots = remaining, standing, requests > slots
     side, limit, debt, _ = strictest
+    reset_s = -(-(debt + limit.request) // (limit.refill * _SECOND_US))
+    return _granted(limit.per_minute, least, reset_s, source, f"{side}_concurrent" if by_slots else f"{side}_rate")
+
+
+@lru_cache(maxsize=4096)
+def _granted(limit: int, remaining: int, reset_s: int, source: str, bucket: str) -> RateDecision:
+    """One for all equal grants: most are like another, and making one takes longer than finding it."""
     # by position: keywords would cost as much as the fields themselves
-    return RateDecision(
-        True,
-        limit.per_minute,
-        least,
-        _seconds(debt + limit.request, limit),
-        0,
-        source,
-        f"{side}_concurrent" if by_slots else f"{side}_rate",
-    )
+    return RateDecision(True, limit, remaining, reset_s, 0, source, bucket)
 
 
 def _retry_after(decision: RateDecision) -> int:
     return decision.retry_after_s
 
 
-def _refusals(standing: Standing, source: str) -> list[RateDecision]:
+def _refusals(standing: Standing | tuple[str, Limit, int, int], source: str) -> list[RateDecision]:
     side, limit, debt, in_flight = standing
     reset_s = _seconds(debt, limit)
     refusals = []

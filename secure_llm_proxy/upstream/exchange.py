@@ -7,17 +7,19 @@ switches per piece.
 from __future__ import annotations
 
 import contextlib
-import time
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from secure_llm_proxy.foundation.errors import ClientGone, ProxyError, UpstreamFailed, UpstreamTimeout
 from secure_llm_proxy.upstream.http1 import (
+    HEAD_BYTES_MAX,
     AnswerHead,
     BodyFraming,
     BrokenAnswer,
     HeadReader,
     SizedBody,
     body_framing,
+    parse_head,
 )
 from secure_llm_proxy.upstream.wire import Wire, WireBroken, WireTimedOut
 
@@ -41,18 +43,21 @@ _TURN_BYTES = 16_384
 # a provider that sends its last chunk a moment after the last event must not cost us the connection
 _STALE_S = 1.0
 _REST_PATIENCE_S = 0.05
+# the lowest status of a final answer
+_OK = 200
 
 
 class Exchange:
     """Open it, read until b"" comes, and `close()` it in every case.
 
-    `close()` gives the connection back when the answer ended as announced and hangs up otherwise, which ends the
-    provider's work. Errors that it raises are of transport and framing: `UpstreamFailed`, `UpstreamTimeout`, and
-    `ClientGone` when the cancellation says so.
+    `body_over` is True when `read` would return b"" without waiting. `close()` gives the connection back when the answer
+    ended as announced and hangs up otherwise, which ends the provider's work. Errors that it raises are of transport and
+    framing: `UpstreamFailed`, `UpstreamTimeout`, and `ClientGone` when the cancellation says so.
     """
 
     __slots__ = (
         "_answer_bytes",
+        "_began_s",
         "_cancellation",
         "_deadline_s",
         "_framing",
@@ -63,6 +68,7 @@ class Exchange:
         "_received",
         "_silent",
         "_wire",
+        "body_over",
     )
 
     def __init__(
@@ -72,13 +78,15 @@ class Exchange:
         self._patience = patience
         self._cancellation = cancellation
         self._health = health
-        self._deadline_s = time.monotonic() + patience.total_timeout_s
+        self._began_s = began_s = monotonic()
+        self._deadline_s = began_s + patience.total_timeout_s
         self._wire: Wire | None = None
         self._framing: BodyFraming | None = None
         self._keeps_alive = False
         self._received = b""
         self._answer_bytes = 0
         self._silent = False
+        self.body_over = True
 
     def open(self, request: bytes) -> AnswerHead:
         """Send `request` and return the head of the answer.
@@ -96,11 +104,6 @@ class Exchange:
     def read(self) -> bytes:
         """Return the next bytes of the body, b"" at its announced end."""
         return self._read(self._patience.idle_timeout_s, self._patience.answer_bytes_max)
-
-    @property
-    def body_over(self) -> bool:
-        """True when `read` would return b"" without waiting."""
-        return self._wire is None or self._framing is None or self._framing.done
 
     def sleep(self, on_readable: Callable[[], bool]) -> None:
         """Wait, with the patiences of `read`, while `on_readable` answers True in the event loop.
@@ -139,16 +142,28 @@ class Exchange:
         if not received:
             # an interrupted connection looks like one that ended in good order
             self._check_cancelled()
-        wire.postpone(min(time.monotonic() + self._patience.idle_timeout_s, self._deadline_s))
-        return self._unframe(framing, received, self._patience.answer_bytes_max)
+            return self._unframe(framing, received, 0)
+        patience = self._patience
+        until_s = monotonic() + patience.idle_timeout_s
+        wire.postpone(min(self._deadline_s, until_s))
+        # as `_unframe` does, once for each chunk of every stream
+        try:
+            body = framing.feed(received)
+        except BrokenAnswer as error:
+            raise self._failed(BROKE_OFF, str(error)) from None
+        self.body_over = framing.done
+        self._answer_bytes += len(body)
+        if self._answer_bytes > patience.answer_bytes_max:
+            raise self._too_large(patience.answer_bytes_max)
+        return body
 
     def read_excerpt(self, bytes_max: int, patience_s: float) -> bytes:
         """Return the body of an error answer if it comes whole, small and soon, else what came of it; never fail."""
         self._silent = True
-        until_s = time.monotonic() + patience_s
+        until_s = monotonic() + patience_s
         pieces: list[bytes] = []
         with contextlib.suppress(UpstreamFailed):
-            while piece := self._read(max(until_s - time.monotonic(), 0.001), bytes_max):
+            while piece := self._read(max(until_s - monotonic(), 0.001), bytes_max):
                 pieces.append(piece)
         return b"".join(pieces)
 
@@ -167,10 +182,11 @@ class Exchange:
         wire, self._wire = self._wire, None
         if wire is None:
             return
-        self._cancellation.unlisten(wire.interrupt)
-        framing = self._framing
+        self.body_over = True
+        cancellation, framing = self._cancellation, self._framing
+        cancellation.unlisten(wire.interrupt)
         whole = framing is not None and framing.done and not framing.surplus and not self._received
-        if whole and self._keeps_alive and not self._cancellation.raised:
+        if whole and self._keeps_alive and cancellation.reason is None:
             self._pool.give_back(wire)
         else:
             wire.close()
@@ -180,18 +196,18 @@ class Exchange:
 
         What breaks later may have been worked on, so sending it again could be paid for twice under one record.
         """
-        began_s = time.monotonic()
         self._wire = wire
         self._received = b""
         self._cancellation.listen(wire.interrupt)
         try:
-            if not wire.is_open:
+            if not wire.reused:
                 self._connect(wire)
             self._send_and_await(wire, request)
         except WireBroken as error:
             self.close()
             self._check_cancelled()
-            if wire.reused and time.monotonic() - began_s < _STALE_S:
+            # only the first attempt is with a reused one, so it began with the exchange
+            if wire.reused and monotonic() - self._began_s < _STALE_S:
                 return None
             raise self._failed(UNREACHABLE, str(error)) from None
         except BaseException:
@@ -232,24 +248,36 @@ class Exchange:
             raise broken or WireBroken("the provider hung up without an answer")
 
     def _read_head(self, wire: Wire) -> AnswerHead:
-        reader = HeadReader()
+        received = self._received
         try:
-            while (head := reader.feed(self._received)) is None:
-                self._received = self._receive(wire, self._patience.idle_timeout_s)
-                if not self._received:
-                    raise self._failed(BROKE_OFF, "the provider hung up within the answer's head")
-            self._framing = body_framing(head)
+            # mostly all of it is there at once, and no interim head comes before it
+            at = received.find(b"\r\n\r\n", 0, HEAD_BYTES_MAX)
+            head = parse_head(received[:at]) if at >= 0 else None
+            if head is not None and head.status >= _OK:
+                self._received = received[at + 4 :]
+            else:
+                head = self._read_head_in_pieces(wire)
+            self._framing = framing = body_framing(head)
         except BrokenAnswer as error:
             raise self._failed(UNREADABLE, str(error)) from None
-        self._received = reader.rest
         self._keeps_alive = head.keeps_alive
+        self.body_over = framing.done
+        return head
+
+    def _read_head_in_pieces(self, wire: Wire) -> AnswerHead:
+        reader = HeadReader()
+        while (head := reader.feed(self._received)) is None:
+            self._received = self._receive(wire, self._patience.idle_timeout_s)
+            if not self._received:
+                raise self._failed(BROKE_OFF, "the provider hung up within the answer's head")
+        self._received = reader.rest
         return head
 
     def _read(self, patience_s: float, bytes_max: int) -> bytes:
         wire, framing = self._wire, self._framing
         if wire is None or framing is None:
             return b""
-        if isinstance(framing, SizedBody) and self._answer_bytes + framing.left_bytes > bytes_max:
+        if type(framing) is SizedBody and self._answer_bytes + framing.left_bytes > bytes_max:
             raise self._failed(TOO_LARGE, f"the answer announces more than {bytes_max} bytes")
         while not framing.done:
             received, self._received = self._received, b""
@@ -265,14 +293,19 @@ class Exchange:
                 framing.end()
                 # a closed connection can't serve again
                 self._keeps_alive = False
+                self.body_over = framing.done
                 return b""
             body = framing.feed(received)
         except BrokenAnswer as error:
             raise self._failed(BROKE_OFF, str(error)) from None
+        self.body_over = framing.done
         self._answer_bytes += len(body)
         if self._answer_bytes > bytes_max:
-            raise self._failed(TOO_LARGE, f"the answer holds more than {bytes_max} bytes")
+            raise self._too_large(bytes_max)
         return body
+
+    def _too_large(self, bytes_max: int) -> ProxyError:
+        return self._failed(TOO_LARGE, f"the answer holds more than {bytes_max} bytes")
 
     def _receive(self, wire: Wire, patience_s: float) -> bytes:
         try:
@@ -290,11 +323,11 @@ class Exchange:
 
     def _until(self, patience_s: float) -> float:
         """When a wait that starts now must end: after `patience_s`, and never after the deadline over everything."""
-        now_s = time.monotonic()
-        if now_s >= self._deadline_s:
+        now_s, deadline_s = monotonic(), self._deadline_s
+        if now_s >= deadline_s:
             self._check_cancelled()
             raise self._timed_out("total", self._patience.total_timeout_s)
-        return min(now_s + patience_s, self._deadline_s)
+        return min(deadline_s, now_s + patience_s)
 
     def _check_cancelled(self) -> None:
         reason = self._cancellation.reason
@@ -311,6 +344,6 @@ class Exchange:
     def _timed_out(self, phase: str, patience_s: float) -> ProxyError:
         if not self._silent:
             self._health.failed(TOO_SLOW)
-        if time.monotonic() >= self._deadline_s:
+        if monotonic() >= self._deadline_s:
             phase, patience_s = "total", self._patience.total_timeout_s
         return UpstreamTimeout(TOO_SLOW, detail=f"timeout: {phase}, {patience_s:g} s")

@@ -30,7 +30,7 @@ _NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _TEXT = r"[^\x00-\x08\x0a-\x1f\x7f]*+"
 _HEAD = re.compile(rf"HTTP/1\.([01]) ([1-5][0-9]{{2}})(?: {_TEXT})?(?:\r\n{_NAME}:{_TEXT})*+", re.ASCII)
 _READ_HEADERS = re.compile(
-    r"\r\n(content-length|transfer-encoding|connection|content-type|content-encoding|retry-after):[ \t]*+([^\r]*+)",
+    r"\r\n(content-length|transfer-encoding|connection|content-type|content-encoding|retry-after):[ \t]*+((?:[^\r]*[^\r \t])?)",
     re.ASCII | re.IGNORECASE,
 )
 _WHOLE_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
@@ -123,7 +123,7 @@ class HeadReader:
         while (at := received.find(b"\r\n\r\n", searched, HEAD_BYTES_MAX)) >= 0:
             head = parse_head(received[:at])
             received = received[at + 4 :]
-            if not head.is_interim:
+            if head.status >= 200 or not head.is_interim:  # noqa: PLR2004  the final ones
                 self.rest = received
                 return head
             if "content-length" in head.headers or "transfer-encoding" in head.headers:
@@ -149,7 +149,9 @@ def parse_head(block: bytes) -> AnswerHead:
     if text.count("\r\n") > _HEADERS_MAX:
         raise BrokenAnswer(f"the answer has more than {_HEADERS_MAX} headers")
     found = _READ_HEADERS.findall(text)
-    headers = {name.lower(): value.rstrip(" \t") for name, value in found}
+    headers = {}
+    for name, value in found:
+        headers[name.lower()] = value
     if len(headers) != len(found):
         headers = _joined(found)
     version, code = status.groups()
@@ -166,8 +168,7 @@ def parse_head(block: bytes) -> AnswerHead:
 
 def _joined(found: list[tuple[str, str]]) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for name, padded in ((name.lower(), value) for name, value in found):
-        value = padded.rstrip(" \t")
+    for name, value in ((name.lower(), value) for name, value in found):
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
@@ -175,8 +176,8 @@ def _joined(found: list[tuple[str, str]]) -> dict[str, str]:
 def body_framing(head: AnswerHead) -> BodyFraming:
     """Decide how the body ends (RFC 9112 §6.3). Raises `BrokenAnswer` when the head contradicts itself about it."""
     headers, status = head.headers, head.status
-    transfer_encoding = headers.get("transfer-encoding")
     length = headers.get("content-length")
+    transfer_encoding = headers.get("transfer-encoding")
     if status == _SWITCHING_PROTOCOLS:
         raise BrokenAnswer("the provider switched protocols, which nobody asked for")
     if status in (204, 304):
@@ -250,6 +251,16 @@ class ChunkedBody:
         self._trailer_bytes = 0
 
     def feed(self, received: bytes) -> bytes:
+        if self._state == "size" and not self._line and not self.done:
+            # mostly nothing but one whole chunk
+            line = _WHOLE_CHUNK_LINE.match(received)
+            if line is not None:
+                start, end = line.end(), len(received) - 2
+                if start < end == start + int(line[1], 16) and received.endswith(b"\r\n"):
+                    return received[start:end]
+        return self._feed_any(received)
+
+    def _feed_any(self, received: bytes) -> bytes:
         body: list[bytes] = []
         position = 0
         while position < len(received) and not self.done:

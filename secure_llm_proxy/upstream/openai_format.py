@@ -42,25 +42,33 @@ def read_completion(body: bytes, *, model: str) -> Completion:
     payload = _read_object(body)
     if payload.get("error"):
         raise UpstreamFailed(REPORTED_ERROR, detail=f"error object in a 200 answer: {_error_name(payload)}")
-    choices = _choices(payload)
-    if choices is None:
-        raise _unreadable("the answer has no choices")
+    text = _only_text(payload)
+    if text is None:
+        choices = _choices(payload)
+        if choices is None:
+            raise _unreadable("the answer has no choices")
+        text = "\n".join([said for choice in choices if (said := _text_of(choice.get("message"))) is not None])
     named = payload.get("model")
-    return Completion(
-        payload=payload,
-        text="\n".join(text for choice in choices if (text := _text_of(choice.get("message"))) is not None),
-        usage=_usage(payload) or Usage(),
-        model=named if isinstance(named, str) and named else model,
-    )
+    return Completion(payload, text, _usage(payload) or Usage(), named if type(named) is str and named else model)
 
 
 def read_stream_event(data: bytes) -> tuple[StreamEvent, bool]:
     """Return the event and whether one of its choices is finished. Raises `UpstreamFailed`, also for an error event."""
-    payload = _read_object(data)
+    try:
+        payload = strict_json.loads_object(data)
+    except InvalidRequest as error:
+        raise _not_json(error) from None
     if payload.get("error"):
         raise UpstreamFailed(REPORTED_ERROR, detail=f"error event in the stream: {_error_name(payload)}")
     text, finished = "", False
     choices = payload.get("choices")
+    if type(choices) is list and len(choices) == 1 and type(choice := choices[0]) is dict:
+        delta = choice.get("delta")
+        if type(delta) is dict and len(delta) == 1 and type(content := delta.get("content")) is str:
+            # the usual event: one choice that adds text and nothing else
+            written = data if b"\n" not in data else strict_json.dumps(payload)
+            usage = _usage(payload) if "usage" in payload else None
+            return StreamEvent(written, payload, content, usage, True), choice.get("finish_reason") is not None
     if choices is not None:
         if not isinstance(choices, list):
             raise _unreadable("choices is not a list")
@@ -114,12 +122,26 @@ def _read_object(body: bytes) -> JsonObject:
     try:
         return strict_json.loads_object(body)
     except InvalidRequest as error:
-        # its text speaks of the client's request, and may quote what the provider wrote
-        raise _unreadable(f"JSON: {error.code}") from None
+        raise _not_json(error) from None
+
+
+def _not_json(error: InvalidRequest) -> UpstreamFailed:
+    # its text speaks of the client's request, and may quote what the provider wrote
+    return _unreadable(f"JSON: {error.code}")
 
 
 def _unreadable(detail: str) -> UpstreamFailed:
     return UpstreamFailed(UNREADABLE, detail=detail)
+
+
+def _only_text(payload: JsonObject) -> str | None:
+    """The text of the usual answer: one choice, whose message has a string for content. None for any other."""
+    choices = payload.get("choices")
+    if type(choices) is list and len(choices) == 1 and type(choice := choices[0]) is dict:
+        message = choice.get("message")
+        if type(message) is dict and type(content := message.get("content")) is str:
+            return content
+    return None
 
 
 def _choices(payload: JsonObject) -> list[JsonObject] | None:
@@ -158,16 +180,13 @@ def _usage(payload: JsonObject) -> Usage | None:
     value = payload.get("usage")
     if not isinstance(value, dict):
         return None
+    prompt, completion, total = value.get("prompt_tokens"), value.get("completion_tokens"), value.get("total_tokens")
+    # by the exact type: True is an int to Python, and no number of tokens to anybody
     return Usage(
-        prompt_tokens=_count(value.get("prompt_tokens")),
-        completion_tokens=_count(value.get("completion_tokens")),
-        total_tokens=_count(value.get("total_tokens")),
+        prompt if type(prompt) is int and prompt >= 0 else None,
+        completion if type(completion) is int and completion >= 0 else None,
+        total if type(total) is int and total >= 0 else None,
     )
-
-
-def _count(value: JsonValue) -> int | None:
-    # True is an int to Python, and no number of tokens to anybody
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _error_object(body: bytes) -> JsonObject:

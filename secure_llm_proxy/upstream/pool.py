@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 from typing import TYPE_CHECKING
+
+from gevent import get_hub
 
 from secure_llm_proxy.upstream.wire import Wire
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 # shorter than the 60 s or more after which load balancers hang up on a silent connection
 IDLE_S = 30.0
+_SWEEP_S = 1.0
 
 
 class ConnectionPool:
@@ -21,7 +24,7 @@ class ConnectionPool:
     connections of its own thread's event loop only.
 
     One on which anything arrives while it is idle (a close, an answer that nobody asked for) is closed at once; what
-    that can't see is told at `Wire.is_quiet`. How many are in use at once is bounded by throttling, not here. No lock:
+    that can't see is told at `Wire.wake`. How many are in use at once is bounded by throttling, not here. No lock:
     each step on the dict is one step of the interpreter, and two threads at once may at worst open one connection more.
     """
 
@@ -31,6 +34,7 @@ class ConnectionPool:
         self._idle_max = idle_max
         # the one given back last stands last
         self._idle: dict[Wire, None] = {}
+        self._sweep_due_s = 0.0
         self._closed = False
 
     @property
@@ -39,24 +43,24 @@ class ConnectionPool:
 
     def take(self) -> Wire:
         """Return an idle connection that looks alive, or a new one that is not open yet."""
+        here, now_s = get_hub(), monotonic()
         foreign: list[Wire] = []
         taken: Wire | None = None
         while taken is None:
             try:
                 wire, _ = self._idle.popitem()
             except KeyError:
+                taken = self.new()
                 break
-            if not wire.belongs_here:
+            if wire.hub is not here:
                 foreign.append(wire)
-            elif time.monotonic() - wire.idle_since_s < IDLE_S and wire.is_quiet():
+            elif now_s - wire.idle_since_s < IDLE_S and wire.wake():
                 taken = wire
             else:
                 wire.close()
-        for wire in reversed(foreign):
-            self._keep(wire)
-        if taken is None:
-            return self.new()
-        taken.wake()
+        if foreign:
+            for wire in reversed(foreign):
+                self._keep(wire)
         return taken
 
     def new(self) -> Wire:
@@ -64,14 +68,16 @@ class ConnectionPool:
 
     def give_back(self, wire: Wire) -> None:
         """Keep `wire` for another exchange. Only for one whose answer ended exactly as it announced."""
-        now_s = time.monotonic()
-        self._close_older_than(now_s - IDLE_S)
-        if not wire.belongs_here or len(self._idle) >= self._idle_max:
+        now_s = monotonic()
+        if now_s >= self._sweep_due_s:
+            self._sweep_due_s = now_s + _SWEEP_S
+            self._close_older_than(now_s - IDLE_S)
+        if wire.hub is not get_hub() or len(self._idle) >= self._idle_max:
             wire.close()
             return
         wire.reused = True
         wire.idle_since_s = now_s
-        wire.idle(self._on_stirred)
+        wire.idle(self._let_go)
         self._keep(wire)
 
     def close(self) -> None:
@@ -84,10 +90,9 @@ class ConnectionPool:
         self._idle[wire] = None
         if self._closed:
             # `close` may have looked before
-            self._idle.pop(wire, None)
-            wire.close()
+            self._let_go(wire)
 
-    def _on_stirred(self, wire: Wire) -> None:
+    def _let_go(self, wire: Wire) -> None:
         self._idle.pop(wire, None)
         wire.close()
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LF, _CR = 0x0A, 0x0D
 _DATA = b"data: "
+_OBJECT, _OBJECT_END = b"data: {", b"}\n\n"
 _END = b"\n\n"
 
 
@@ -41,6 +42,22 @@ class ServerSentEventParser:
         self._name = b""
         self._after_cr = False
         self._at_start = True
+
+    def whole_object(self, piece: bytes) -> bytes | None:
+        """Take `piece` and return its event's data, if it is exactly one unnamed event in one line in braces, as mostly;
+        else None, and `feed` is to be asked.
+        """
+        if (
+            piece.startswith(_OBJECT)
+            and piece.endswith(_OBJECT_END)
+            and piece.find(b"\n") == len(piece) - 2
+            and b"\r" not in piece
+            and len(piece) <= self._event_bytes_max
+            and not (self._line or self._data or self._name)
+        ):
+            self._at_start = self._after_cr = False
+            return piece[6:-2]
+        return None
 
     def feed(self, piece: bytes) -> list[ServerSentEvent]:
         """Return the events that `piece` completes. Raises `EventTooLarge`; the parser is of no use afterwards."""

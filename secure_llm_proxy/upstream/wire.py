@@ -51,14 +51,15 @@ class WireTimedOut(Exception):
 
 
 class Wire:
-    """One connection. `reused` is True when it has carried a whole exchange before.
+    """One connection. `reused` is True when it has carried a whole exchange before. `postpone` moves the deadline (its
+    argument, monotonic) of the wait that is under way. `hub` is that of the thread that opened it, whose event loop its
+    waits run.
 
     Used by one greenlet at a time, in the thread that opened it; only `interrupt` and `close` may be called by another.
     """
 
     __slots__ = (
         "_endpoint",
-        "_hub",
         "_incoming",
         "_interrupted",
         "_loop_socket",
@@ -71,7 +72,9 @@ class Wire:
         "_stirred",
         "_tls",
         "_tls_context",
+        "hub",
         "idle_since_s",
+        "postpone",
         "reused",
     )
 
@@ -79,11 +82,12 @@ class Wire:
     _outgoing: ssl.MemoryBIO
     _poll: select.poll
     _receive_raw: Callable[[int], bytes]
+    postpone: Callable[[float], None]
 
     def __init__(self, endpoint: Endpoint, tls_context: ssl.SSLContext | None) -> None:
         self._endpoint = endpoint
         self._tls_context = tls_context
-        self._hub = get_hub()
+        self.hub = get_hub()
         self._loop_socket: LoopSocket | None = None
         self._tls: ssl.SSLObject | None = None
         self._rest: bytes | WireBroken | None = None
@@ -93,15 +97,6 @@ class Wire:
         self._resolved: threading.Event | None = None
         self.reused = False
         self.idle_since_s = 0.0
-
-    @property
-    def is_open(self) -> bool:
-        return self._loop_socket is not None
-
-    @property
-    def belongs_here(self) -> bool:
-        """False in another thread than the one that opened it: its waits run that thread's event loop."""
-        return self._hub is get_hub()
 
     def open(self, deadline_s: float) -> None:
         """Look the name up, connect, and shake hands, all before `deadline_s` (monotonic).
@@ -142,12 +137,20 @@ class Wire:
         Over TLS a close without its close_notify is `WireBroken`: who cuts the line must not be able to end an answer.
         """
         while True:
-            self.wait(deadline_s)
+            loop_socket = self._loop_socket
+            if loop_socket is None or self._interrupted:
+                raise WireBroken("interrupted")
+            try:
+                loop_socket.wait(deadline_s)
+            except TimeoutError:
+                raise WireTimedOut from None
+            except OSError as error:
+                raise WireBroken(f"receive: {error}") from None
             received = self.receive_now(_READ_BYTES)
             if received is not None:
                 return received
 
-    def wait(self, deadline_s: float, handler: Callable[[], bool] | None = None) -> None:
+    def wait(self, deadline_s: float, handler: Callable[[], bool]) -> None:
         """Sleep until something may be read. `handler` is as `LoopSocket.wait` has it, and must not raise."""
         loop_socket = self._connected()
         try:
@@ -156,11 +159,6 @@ class Wire:
             raise WireTimedOut from None
         except OSError as error:
             raise WireBroken(f"receive: {error}") from None
-
-    def postpone(self, deadline_s: float) -> None:
-        """Move the deadline of the wait that is under way."""
-        if self._loop_socket is not None:
-            self._loop_socket.postpone(deadline_s)
 
     def receive_now(self, bytes_max: int) -> bytes | None:
         """Return what is here, as `receive` does, without waiting; None when that is nothing.
@@ -180,15 +178,19 @@ class Wire:
             raise WireBroken(f"receive: {error}") from None
         return received if self._tls is None else self._decrypt(self._tls, received)
 
-    def is_quiet(self) -> bool:
-        """True when nothing has come since the last answer: neither a close nor bytes that nobody asked for.
+    def wake(self) -> bool:
+        """Somebody wants to use the idle connection again. False when it is of no use: something has come since the last
+        answer, a close or bytes that nobody asked for.
 
         The event loop tells most of it (`idle`), the kernel is asked for the rest (0.3 µs): in a command the loop runs
         only while somebody waits. What remains: an unasked answer that arrives between this look and the sending of the
         request, some microseconds later, which HTTP/1.1 gives nobody the means to tell from the answer.
         """
-        if self._loop_socket is None or self._interrupted or self._stirred:
+        loop_socket = self._loop_socket
+        if loop_socket is None or self._interrupted or self._stirred:
             return False
+        self._on_stirred = None
+        loop_socket.on_stir = None
         if self._tls is not None and (self._rest is not None or self._incoming.pending or self._tls.pending()):
             return False
         return not self._poll.poll(0)
@@ -199,12 +201,6 @@ class Wire:
             self._on_stirred = on_stirred
             self._loop_socket.on_stir = self._stir
             self._loop_socket.watch()
-
-    def wake(self) -> None:
-        """Somebody uses the connection again."""
-        self._on_stirred = None
-        if self._loop_socket is not None:
-            self._loop_socket.on_stir = None
 
     def interrupt(self) -> None:
         """Make every present and future wait of this wire end at once. Any thread; never blocks, never raises."""
@@ -217,11 +213,11 @@ class Wire:
 
     def close(self) -> None:
         """Hang up. May be called twice. Another thread's event loop is asked to do it, if it still runs."""
-        if self._hub is get_hub() or self._hub.dead:
+        if self.hub is get_hub() or self.hub.dead:
             self._close()
         elif self._loop_socket is not None:
             self.interrupt()
-            self._hub.loop.run_callback_threadsafe(self._close)
+            self.hub.loop.run_callback_threadsafe(self._close)
 
     def _close(self) -> None:
         loop_socket, self._loop_socket = self._loop_socket, None
@@ -272,7 +268,7 @@ class Wire:
         family, where = address
         raw = _socket.socket(family, socket.SOCK_STREAM)
         # known to `interrupt` before it waits
-        self._loop_socket = LoopSocket(raw)
+        self._loop_socket = loop_socket = LoopSocket(raw)
         try:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -294,6 +290,7 @@ class Wire:
             self._close()
             raise WireBroken(f"connect: {os.strerror(failure)}")
         self._receive_raw = raw.recv
+        self.postpone = loop_socket.postpone
         self._poll = get_original("select", "poll")()
         self._poll.register(raw.fileno(), _POLLIN)
 
@@ -358,7 +355,9 @@ class Wire:
             self._send_raw(self._outgoing.read(), deadline_s)
 
     def _send_raw(self, payload: bytes, deadline_s: float) -> None:
-        loop_socket = self._connected()
+        loop_socket = self._loop_socket
+        if loop_socket is None or self._interrupted:
+            raise WireBroken("interrupted")
         try:
             loop_socket.send(payload, deadline_s)
         except TimeoutError:
