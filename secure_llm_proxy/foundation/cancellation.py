@@ -28,7 +28,7 @@ class Cancellation:
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` when raised; at once if that has happened already."""
-        if self.raised:
+        if self.reason is not None:
             listener()
         else:
             self._listeners.append(listener)

@@ -24,7 +24,9 @@ class StreamInspector(Protocol):
 
 
 class PassThrough:
-    """The inspector where nothing is to be inspected: every event leaves as it came."""
+    """The inspector where nothing is to be inspected: every event leaves as it came. The relay knows it by its type and does
+    not ask it.
+    """
 
     __slots__ = ()
 

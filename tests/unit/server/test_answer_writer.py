@@ -10,7 +10,7 @@ import pytest
 from gunicorn.config import Config
 
 from secure_llm_proxy.foundation.loop_socket import LoopSocket
-from secure_llm_proxy.server.answer_writer import AnswerWriter, ChunkedSink, Preambles
+from secure_llm_proxy.server.answer_writer import _FORMS, _FORMS_MAX, AnswerWriter, ChunkedSink, Preambles
 
 EVENTS = [("Content-Type", "text/event-stream")]
 
@@ -142,3 +142,72 @@ def test_one_answer_leaves_nothing_to_the_next(line: Line) -> None:
     assert b"Connection: close" in second
     assert rest == b"ok"
     assert line.answer.closes
+
+
+NAMES = ["Content-Type", "X-One", "X-Two", "Content-Length"]
+VALUES = ["text/plain", "a", "a b", "", " a", "a ", "a  b", "\ta", "a\t", "a\tb", "\xe4", "\xa0a\xa0", "a:  b", "  "]
+REFUSED = ["a\r\nX-Three: 1", "a\n", "\x00", "\x7f", "\u0660", 7, b"a", None]
+LENGTHS = ["2", "02", " 2", "2 ", "+2", "\xb2", "2_0", "", "-2"]
+
+
+def answered(line: Line, headers: list[tuple[str, object]]) -> bytes | type[BaseException]:
+    """The lines of `headers` as they were sent, or what was raised."""
+    line.answer.begin("GET", closes=False)
+    try:
+        line.answer.start_response("200 OK", headers)  # type: ignore[arg-type]  # what a defective application may hand over
+        line.answer.send((b"ok",))
+    except Exception as error:  # noqa: BLE001  every class counts
+        return type(error)
+    return line.client.recv(10_000).partition(b"Connection: keep-alive\r\n")[2]
+
+
+def headers_with(value: object, at: int, length: str) -> list[tuple[str, object]]:
+    told: list[object] = ["text/plain", "1", "2", length]
+    told[at] = value
+    return list(zip(NAMES, told, strict=True))
+
+
+@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("value", [*VALUES, *REFUSED], ids=ascii)
+def test_names_that_came_before_are_answered_as_at_the_first_time(line: Line, value: object, at: int) -> None:
+    asked = headers_with(value, at, "2")
+    _FORMS.clear()
+    first = answered(line, asked)
+    known = answered(line, headers_with("1", 1, "2"))
+    assert tuple(NAMES) in _FORMS
+
+    again = answered(line, asked)
+
+    assert again == first
+    assert isinstance(known, bytes)
+    assert isinstance(first, bytes) == (value not in REFUSED)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_length_is_judged_alike_at_both_times(line: Line, length: str) -> None:
+    asked = headers_with("1", 1, length)
+    _FORMS.clear()
+    first = answered(line, asked)
+    answered(line, headers_with("1", 1, "2"))
+    assert tuple(NAMES) in _FORMS
+
+    assert answered(line, asked) == first
+
+
+def test_a_name_that_comes_twice_is_sent_twice(line: Line) -> None:
+    once: list[tuple[str, object]] = [("X-One", "1"), ("Content-Length", "2")]
+    assert answered(line, once) == b"X-One: 1\r\nContent-Length: 2\r\n\r\nok"
+
+    twice = answered(line, [("X-One", "0"), *once])
+
+    assert twice == b"X-One: 0\r\nX-One: 1\r\nContent-Length: 2\r\n\r\nok"
+
+
+def test_combinations_of_names_are_kept_within_bounds(line: Line) -> None:
+    _FORMS.clear()
+
+    for number in range(_FORMS_MAX + 10):
+        assert answered(line, [(f"X-Odd-{number}", "1"), ("Content-Length", "2")]) != b""
+
+    assert len(_FORMS) == _FORMS_MAX
+    _FORMS.clear()

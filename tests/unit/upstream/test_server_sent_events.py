@@ -172,3 +172,45 @@ def test_an_event_that_never_ends_is_stopped_at_the_cap(piece: bytes) -> None:
 
 def test_many_small_events_never_meet_the_cap() -> None:
     assert len(_parse(*[b"data: 0123456789\n\n"] * 500, event_bytes_max=100)) == 500
+
+
+_OBJECTS = st.lists(
+    st.sampled_from(
+        [
+            b'data: {"a":1}\n\n',
+            b'data: {"a":"\\n"}\n\n',
+            b'data: {"a":1}\r\n\r\n',
+            b'data: {"a":1}\n',
+            b"\n",
+            b"\r",
+            b"event: error\n",
+            b"data: [DONE]\n\n",
+            b'data: {"a":\ndata: 1}\n\n',
+            b'data:{"a":1}\n\n',
+            b': {"a":1}\n\n',
+            b'\xef\xbb\xbfdata: {"a":1}\n\n',
+            b'data: {"a":"' + b"x" * 40 + b'"}\n\n',
+        ]
+    ),
+    max_size=12,
+)
+
+
+@given(pieces=_OBJECTS)
+def test_the_short_way_for_one_whole_event_reads_what_the_long_way_reads(pieces: list[bytes]) -> None:
+    parser = ServerSentEventParser(event_bytes_max=_BYTES_MAX)
+    events: list[ServerSentEvent] = []
+
+    for piece in pieces:
+        data = parser.whole_object(piece)
+        events += [ServerSentEvent(data)] if data is not None else parser.feed(piece)
+
+    assert events + parser.finish() == _parse(*pieces)
+
+
+def test_the_usual_piece_takes_the_short_way() -> None:
+    parser = ServerSentEventParser(event_bytes_max=_BYTES_MAX)
+
+    assert parser.whole_object(b'data: {"choices":[]}\n\n') == b'{"choices":[]}'
+    assert parser.whole_object(b'data: {"choices":[]}\n') is None
+    assert parser.whole_object(b'data: {"a":"' + b"x" * _BYTES_MAX + b'"}\n\n') is None

@@ -191,6 +191,26 @@ def test_whatever_is_not_plainly_a_hot_door_is_flasks(change: dict[str, object])
     assert reached == [environ]
 
 
+def test_hosts_that_clients_think_of_do_not_fill_the_memory() -> None:
+    doors = hot_doors(make_house())
+
+    for number in range(200):
+        assert ask(doors, environ_of(changes={"HTTP_HOST": f"h{number}.test"})).status == "200 OK"
+        assert ask(doors, environ_of(changes={"HTTP_HOST": f"{'long.' * 40}{number}"})).status == "200 OK"
+
+    assert 0 < len(doors._plain_hosts) <= 64
+    assert max(len(host) for host in doors._plain_hosts) <= 128
+
+
+@pytest.mark.parametrize("length", ["9" * 16, "0" * 20 + "1", "9" * 5000, "x", "-1", ""])
+def test_a_length_that_is_no_usual_number_is_read_as_flask_reads_it(length: str) -> None:
+    change = {"CONTENT_LENGTH": length}
+
+    hot = alike(ask(hot_doors(make_house()), environ_of(changes=change)))
+
+    assert hot == alike(ask(make_app(make_house()), environ_of(changes=change)))
+
+
 # --- alike ------------------------------------------------------------------------------------------------------------
 
 Change = Callable[[SmallHouse], None]
