@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, CheckConstraint, ForeignKey, LargeBinary, String
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from secure_llm_proxy.foundation.database import Model, PrimaryKey, Timestamp
+from secure_llm_proxy.identity.change_triggers import install_with_tables
 
 
 class UserRow(Model):
@@ -74,3 +75,27 @@ class ApiKeyRow(Model):
     last_used_at: Mapped[Timestamp | None] = mapped_column(comment="written in batches, up to a minute late")
 
     user: Mapped[UserRow] = relationship(back_populates="api_keys")
+
+
+class IdentityRevisionRow(Model):
+    """The one row that every change that matters for identification advances. Written by triggers only."""
+
+    __tablename__ = "identity_revision"
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    revision: Mapped[int] = mapped_column(BigInteger, comment="advances with every change that matters to a caller")
+
+
+class IdentityChangeRow(Model):
+    """Which key or user changed last at which revision. Written by triggers only; at most a row for each of them."""
+
+    __tablename__ = "identity_changes"
+
+    subject: Mapped[str] = mapped_column(
+        String(40), primary_key=True, comment="the public part of a key, or the id of a user"
+    )
+    revision: Mapped[int] = mapped_column(BigInteger, index=True, comment="at which it changed last")
+
+
+install_with_tables(Model.metadata)

@@ -1,58 +1,169 @@
-"""What one worker remembers of keys: bounded, keyed by the whole digest, gone the moment a key is revoked."""
+"""What one worker remembers of keys: small, bounded by number and by memory, gone the moment a key is revoked."""
 
 from __future__ import annotations
 
+import hmac
+import json
 from collections import OrderedDict
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import islice
+from typing import NewType
 
 from secure_llm_proxy.foundation.errors import ErrorCode
 from secure_llm_proxy.identity.api_keys import Kid
 from secure_llm_proxy.vocabulary.caller import Caller
 
+KeyRecord = NewType("KeyRecord", bytes)
+
+# ASCII "unit separator": neither JSON nor an id may hold it.
+RECORD_SEPARATOR = "\x1f"
+_DIGEST_LENGTH = 32
+_ACTIVE = "active"
+# What Python adds to a record: its own header, the kid, their places in the map.
+_OVERHEAD_BYTES = 190
+# Keys used lately are kept ready; making one ready takes 4 µs. Counted by their records, of which their objects are some ten
+# times the size.
+_READY_MAX = 4096
+_READY_BYTES_MAX = 2**20
+# Making room takes the oldest sixteenth at once: one by one, a dict's front gets slow.
+_ROOM = 16
+
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """A key whose digest matched, as the database had it at `seen_s` (monotonic).
-
-    `refusal` is set when the key is revoked or its account locked; expiry is judged at every use.
-    """
+    """A key whose digest matched. `refusal` is set when it is revoked or its account locked; expiry is judged at every use."""
 
     kid: Kid
+    digest: bytes = field(repr=False)
     caller: Caller
     expires_at: datetime
     refusal: ErrorCode | None
-    seen_s: float
+
+
+def key_record(digest: bytes | memoryview, columns: str) -> KeyRecord:
+    """A key as remembered: its digest, and its columns as one text (`RECORD_SEPARATOR` between them).
+
+    The columns: user, role, status, scopes, models (JSON, empty: all), requests per minute (empty: the deployment's), expiry,
+    "revoked" or nothing.
+    """
+    return KeyRecord(bytes(digest) + columns.encode())
+
+
+def known_key(kid: Kid, record: KeyRecord) -> KnownKey:
+    """What the record says. Raises `ValueError` when somebody wrote nonsense into the row."""
+    user_id, role, status, scopes, models, rate, expires, revoked = (
+        record[_DIGEST_LENGTH:].decode().split(RECORD_SEPARATOR)
+    )
+    expires_at = datetime.fromisoformat(expires)
+    # SQLite keeps no zone: it is UTC there.
+    expires_at = expires_at.replace(tzinfo=UTC) if expires_at.tzinfo is None else expires_at.astimezone(UTC)
+    refusal = None
+    if revoked:
+        refusal = ErrorCode.API_KEY_REVOKED
+    elif status != _ACTIVE:
+        refusal = ErrorCode.ACCOUNT_LOCKED
+    caller = Caller(
+        user_id=user_id,
+        key_id=kid,
+        role=role,
+        scopes=_names(scopes) or frozenset(),
+        models=_names(models),
+        requests_per_minute=int(rate) if rate else None,
+        expires_at=expires_at,
+    )
+    return KnownKey(kid, record[:_DIGEST_LENGTH], caller, expires_at, refusal)
+
+
+@lru_cache(maxsize=256)
+def _names(listed: str) -> frozenset[str] | None:
+    """One set for all keys that are alike; None for null."""
+    names = json.loads(listed) if listed else None
+    return None if names is None else frozenset(names)
 
 
 class VerifiedKeys:
-    """The least recently used ones make room. The key of the map is the full HMAC (LiteLLM CVE-2026-35030 cut it short)."""
+    """Records by `kid`, each good only for who shows its whole digest (LiteLLM CVE-2026-35030 cut it short).
 
-    def __init__(self, size_max: int) -> None:
-        self._size_max = size_max
-        self._by_digest: OrderedDict[bytes, KnownKey] = OrderedDict()
-        self._digest_of: dict[Kid, bytes] = {}
+    A record is bytes, 300 of memory in all, and nothing that the garbage collector walks: 100,000 keys are 30 MB and slow
+    nothing down. Those used lately are `ready` as objects as well. The oldest that aren't make room.
+    """
+
+    def __init__(self, keys_max: int, bytes_max: int) -> None:
+        self.ready: dict[str, KnownKey] = {}
+        self._keys_max = keys_max
+        self._bytes_max = bytes_max
+        self._records: dict[Kid, KeyRecord] = {}
+        self._ready_bytes = 0
+        self.size_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._by_digest)
+        return len(self._records)
 
-    def get(self, digest: bytes) -> KnownKey | None:
-        known = self._by_digest.get(digest)
-        if known is not None:
-            self._by_digest.move_to_end(digest)
+    @property
+    def is_full(self) -> bool:
+        """Something was dropped to make room, or soon would be."""
+        full = 1 - 1 / _ROOM
+        return len(self._records) >= full * self._keys_max or self.size_bytes >= full * self._bytes_max
+
+    def get(self, kid: Kid, digest: bytes) -> KnownKey | None:
+        known = self.ready.get(kid)
+        if known is None:
+            record = self._records.get(kid)
+            if record is None or not hmac.compare_digest(record[:_DIGEST_LENGTH], digest):
+                return None
+            return self._make_ready(kid, record)
+        return known if hmac.compare_digest(known.digest, digest) else None
+
+    def put(self, kid: Kid, record: KeyRecord) -> KnownKey:
+        """Remember what was just looked up."""
+        self._store(kid, record)
+        known = self._make_ready(kid, record)
+        self._make_room()
         return known
 
-    def put(self, digest: bytes, known: KnownKey) -> None:
-        self._by_digest[digest] = known
-        self._by_digest.move_to_end(digest)
-        self._digest_of[known.kid] = digest
-        if len(self._by_digest) > self._size_max:
-            _, oldest = self._by_digest.popitem(last=False)
-            del self._digest_of[oldest.kid]
+    def put_page(self, records: Mapping[Kid, KeyRecord]) -> None:
+        """Remember what was read along, as long as there is room. What is remembered already stays as it is."""
+        for kid, record in records.items():
+            if self.is_full:
+                return
+            if kid not in self._records:
+                self._store(kid, record)
 
-    def drop(self, kid: Kid) -> None:
-        if (digest := self._digest_of.pop(kid, None)) is not None:
-            del self._by_digest[digest]
+    def drop(self, kid: str) -> None:
+        self.ready.pop(kid, None)
+        record = self._records.pop(Kid(kid), None)
+        if record is not None:
+            self.size_bytes -= len(record) + _OVERHEAD_BYTES
+
+    def clear(self) -> None:
+        self.ready.clear()
+        self._ready_bytes = 0
+        self._records.clear()
+        self.size_bytes = 0
+
+    def _store(self, kid: Kid, record: KeyRecord) -> None:
+        self.drop(kid)
+        self._records[kid] = record
+        self.size_bytes += len(record) + _OVERHEAD_BYTES
+
+    def _make_ready(self, kid: Kid, record: KeyRecord) -> KnownKey:
+        known = known_key(kid, record)
+        self._ready_bytes += len(record)
+        if len(self.ready) >= _READY_MAX or self._ready_bytes > _READY_BYTES_MAX:
+            self.ready.clear()
+            self._ready_bytes = len(record)
+        self.ready[kid] = known
+        return known
+
+    def _make_room(self) -> None:
+        while len(self._records) > self._keys_max or self.size_bytes > self._bytes_max:
+            wanted = max(1, len(self._records) // _ROOM)
+            oldest = list(islice((kid for kid in self._records if kid not in self.ready), wanted))
+            for kid in oldest or list(islice(self._records, wanted)):
+                self.drop(kid)
 
 
 class RefusedKeys:

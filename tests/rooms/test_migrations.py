@@ -30,7 +30,7 @@ from secure_llm_proxy.settings.database_url import normalise_database_url
 from tests.support.postgresql import PrivatePostgreSQL
 
 ROOT = MIGRATIONS.parent
-TABLES = {"users", "api_keys", "setup_tokens"}
+TABLES = {"users", "api_keys", "setup_tokens", "identity_revision", "identity_changes"}
 assert secure_llm_proxy.identity.models  # the tables join Model.metadata when the module is imported
 
 
@@ -102,6 +102,65 @@ def test_the_migrated_schema_holds_what_the_comparison_does_not_look_at(database
         if not database.is_sqlite:
             told = {column["name"]: column.get("comment") for column in inspector.get_columns(name)}
             assert told == {column.name: column.comment for column in table.columns}
+
+
+def triggers(database: Database) -> set[tuple[str, str]]:
+    """Every trigger and function of ours with its text."""
+    listed = (
+        "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+        if database.is_sqlite
+        else "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal "
+        "UNION ALL SELECT proname, pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+    )
+    with database.engine.connect() as connection:
+        return {(name, body) for name, body in connection.execute(text(listed))}
+
+
+def test_tables_made_from_the_models_have_the_migrated_schemas_triggers(database: Database) -> None:
+    run_migrations(database.engine, "upgrade", "head")
+    migrated = triggers(database)
+    run_migrations(database.engine, "downgrade", "base")
+    after_downgrade = triggers(database)
+
+    Model.metadata.create_all(database.engine)
+    made = triggers(database)
+    with database.engine.connect() as connection:
+        revision = connection.execute(text("SELECT revision FROM identity_revision")).scalar_one()
+    Model.metadata.drop_all(database.engine)
+
+    assert made == migrated
+    assert len(made) == 6
+    assert revision == 1
+    assert after_downgrade == triggers(database) == set()
+
+
+def test_users_and_keys_survive_the_revision_that_notes_their_changes_both_ways(database: Database) -> None:
+    run_migrations(database.engine, "upgrade", "0001")
+    moment = "2026-11-21 00:00:00.000000"
+    with database.engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO users VALUES ('usr_1', 'a', 'a', 'a@example.org', 'member', 'active', NULL, :at, :at)"),
+            {"at": moment},
+        )
+        connection.execute(
+            text(
+                "INSERT INTO api_keys VALUES "
+                "('key_1', 'kidaaaaa', 'usr_1', 'k', 'd', '[]', NULL, NULL, :at, :at, NULL, NULL)"
+            ),
+            {"at": moment},
+        )
+
+    run_migrations(database.engine, "upgrade", "0002")
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE api_keys SET requests_per_minute = 7"))
+        noted = connection.execute(text("SELECT subject, revision FROM identity_changes")).all()
+    run_migrations(database.engine, "downgrade", "0001")
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE users SET status = 'locked'"))
+        left = connection.execute(text("SELECT kid, requests_per_minute, status FROM api_keys, users")).all()
+
+    assert [tuple(row) for row in noted] == [("kidaaaaa", 2)]
+    assert [tuple(row) for row in left] == [("kidaaaaa", 7, "locked")]
 
 
 def test_upgrading_what_is_current_changes_nothing(database: Database) -> None:
