@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gunicorn import SERVER
 from gunicorn.http import wsgi
@@ -26,7 +26,9 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None,
 
 # gunicorn's HEADER_VALUE_RE, as a table: tab, space to tilde, and the upper half of latin-1.
 _VALUE_BYTES: Final = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+_UNSTRIPPED_BYTES: Final = _VALUE_BYTES[1:]
 _KNOWN_MAX: Final = 256
+_FORMS_MAX: Final = 64
 _JOINED_BYTES_MAX: Final = 64 * 1024
 _END: Final = object()
 
@@ -40,9 +42,20 @@ class _Kind(Enum):
     """To gunicorn: a hop-by-hop header, or no name at all."""
 
 
-# Header names and statuses that the application used before.
+class _Form(NamedTuple):
+    """The head that plain headers of the same names, in the same order, make."""
+
+    pieces: tuple[str, ...]
+    """Joined with the values at each second place."""
+    line_ends_bytes: int
+    length_at: int
+    """Which of the headers is Content-Length; -1 for none."""
+
+
+# Header names and statuses that the application used before, and the names of whole answers: they are always the same few.
 _NAMES: Final[dict[str, _Kind]] = {}
 _STATUSES: Final[dict[str, bool]] = {}
+_FORMS: Final[dict[tuple[str, ...], _Form]] = {}
 
 
 class Preambles:
@@ -59,12 +72,13 @@ class Preambles:
         if now_s != self._second:
             self._second = now_s
             self._lines.clear()
-        lines = self._lines.get((status, closes))
-        if lines is None:
+        try:
+            return self._lines[status, closes]
+        except KeyError:
             wish = "close" if closes else "keep-alive"
             text = f"HTTP/1.1 {status}\r\nServer: {SERVER}\r\nDate: {http_date(now_s)}\r\nConnection: {wish}\r\n"
             lines = self._lines[status, closes] = text.encode("latin-1")
-        return lines
+            return lines
 
 
 class AnswerWriter:
@@ -86,6 +100,7 @@ class AnswerWriter:
         "_send_timeout_s",
         "_socket",
         "_started",
+        "try_send",
     )
 
     def __init__(
@@ -96,6 +111,7 @@ class AnswerWriter:
         send_timeout_s: float | None,
     ) -> None:
         self._socket = socket
+        self.try_send = socket.try_send
         self._cfg = cfg
         self._preambles = preambles
         self._send_timeout_s = math.inf if send_timeout_s is None else send_timeout_s
@@ -139,6 +155,17 @@ class AnswerWriter:
 
     def send(self, body: Iterable[bytes]) -> None:
         """Send everything; the caller closes `body`."""
+        if type(body) is tuple and self._gunicorn is None and len(body) == 1:
+            piece: Any = body[0]
+            # Most answers: all of it in one piece.
+            if type(piece) is bytes and len(piece) == self._length and self._length <= _JOINED_BYTES_MAX:
+                assert self._started is not None
+                self._begun = True
+                preamble = self._preambles.of(self._started[0], closes=self._closes)
+                rest = self.try_send(b"%b%b\r\n%b" % (preamble, self._lines, piece))
+                if rest is not None:
+                    self.sendall(rest)
+                return
         if self._length is None and self._gunicorn is None and self._started is not None:
             relay = getattr(body, "relay", None)
             if relay is not None:
@@ -148,7 +175,7 @@ class AnswerWriter:
                 return
         pieces = iter(body)
         # A generator may call start_response only now.
-        piece: Any = next(pieces, _END)
+        piece = next(pieces, _END)
         if self._gunicorn is not None or self._length is None:
             response = self._by_gunicorn()
             while piece is not _END:
@@ -185,15 +212,12 @@ class AnswerWriter:
 
     def sendall(self, content: bytes | memoryview) -> None:
         """As a socket's, for gunicorn."""
-        rest = self._socket.try_send(content)
+        rest = self.try_send(content)
         if rest is not None:
             deadline_s = time.monotonic() + self._send_timeout_s
             while rest is not None:
                 self._socket.wait_writable(deadline_s)
-                rest = self._socket.try_send(rest)
-
-    def try_send(self, content: bytes) -> memoryview | None:
-        return self._socket.try_send(content)
+                rest = self.try_send(rest)
 
     def early_hints(self, headers: Headers) -> None:
         """`wsgi.early_hints`: gunicorn's, before the answer begins."""
@@ -206,6 +230,51 @@ class AnswerWriter:
         plain = _STATUSES.get(status)
         if not (_is_plain_status(status) if plain is None else plain):
             return False
+        # A list can be gone through twice.
+        if type(headers) is not list:
+            return self._is_plain_each(headers)
+        try:
+            named = dict(headers)
+            names = tuple(named)
+            form = _FORMS[names]
+        except KeyError:
+            if not self._is_plain_each(headers):
+                return False
+            if len(_FORMS) < _FORMS_MAX and len(names) == len(headers):
+                _FORMS[names] = _form_of(names)
+            return True
+        except (TypeError, ValueError):
+            return self._is_plain_each(headers)
+        pieces, line_ends_bytes, length_at = form
+        values = [*named.values()]
+        text = [*pieces]
+        text[1::2] = values
+        try:
+            side_by_side = " ".join(values)
+            lines = "".join(text).encode("latin-1")
+            length = None
+            if length_at >= 0:
+                # Of latin-1 these are the ASCII digits, and not "²".
+                if not values[length_at].isdecimal():
+                    return self._is_plain_each(headers)
+                length = int(values[length_at])
+        except (TypeError, ValueError):
+            return self._is_plain_each(headers)
+        if (
+            len(lines.translate(None, _UNSTRIPPED_BYTES)) != line_ends_bytes
+            # A name came twice.
+            or len(values) != len(headers)
+            # Blanks around a value, which gunicorn strips; or such as look like that.
+            or "  " in side_by_side
+            or side_by_side[:1] == " "
+            or side_by_side[-1:] == " "
+        ):
+            return self._is_plain_each(headers)
+        self._lines, self._length = lines, length
+        return True
+
+    def _is_plain_each(self, headers: Headers) -> bool:
+        """The same, header by header: of names that come together for the first time, or of values to strip or refuse."""
         lines_text, length = [], None
         # Python 3.11 looks a member of an enumeration up slowly.
         known, spaces, plain_kind = _NAMES, " \t", _Kind.PLAIN
@@ -244,10 +313,11 @@ class AnswerWriter:
 class ChunkedSink:
     """A `StreamSink`: chunks as gunicorn frames them, the head with the first of them in one send."""
 
-    __slots__ = ("_answer", "_begun", "_rest")
+    __slots__ = ("_answer", "_begun", "_rest", "_try_send")
 
     def __init__(self, answer: AnswerWriter) -> None:
         self._answer = answer
+        self._try_send = answer.try_send
         self._begun = False
         self._rest: bytes | memoryview | None = None
 
@@ -259,7 +329,7 @@ class ChunkedSink:
             if self._rest is not None:
                 self._rest = bytes(self._rest) + framed
             else:
-                self._rest = self._answer.try_send(framed)
+                self._rest = self._try_send(framed)
         return self._rest is None
 
     def flush(self) -> None:
@@ -302,6 +372,16 @@ def _is_plain_status(status: object) -> bool:
         if len(_STATUSES) < _KNOWN_MAX:
             _STATUSES[status] = plain
     return plain
+
+
+def _form_of(names: tuple[str, ...]) -> _Form:
+    """Of names that passed one by one, so that Content-Length is there once at most."""
+    pieces = [""]
+    for name in names:
+        pieces[-1] += f"{name}: "
+        pieces += ["", "\r\n"]
+    length_at = next((at for at, name in enumerate(names) if name.lower() == "content-length"), -1)
+    return _Form(tuple(pieces), 2 * len(names), length_at)
 
 
 def _kind_of(name: object) -> _Kind:

@@ -24,19 +24,21 @@ class WatchedClient:
     Costs nothing while nothing stirs: the connection's own watcher is heard, none is made for a request.
     """
 
-    __slots__ = ("_body_is_read", "_look", "_on_gone", "_socket")
+    __slots__ = ("_body_is_read", "_look", "_socket", "on_gone")
 
     def __init__(self, loop_socket: LoopSocket) -> None:
         self._socket = loop_socket
-        self._on_gone: Callable[[], None] | None = None
+        self.on_gone: Callable[[], None] | None = None
+        """Who is told; `watch` sets it."""
         self._body_is_read = True
         self._look: Any = None
 
     def watch(self, on_gone: Callable[[], None] | None) -> None:
-        self._on_gone = on_gone
+        self.on_gone = on_gone
         if on_gone is None:
             self._socket.on_stir = None
-            self._stop_looking()
+            if self._look is not None:
+                self._stop_looking()
         elif self._body_is_read:
             self._listen()
 
@@ -48,7 +50,7 @@ class WatchedClient:
     def body_is_read(self) -> None:
         """From now on whatever stirs does."""
         self._body_is_read = True
-        if self._on_gone is not None:
+        if self.on_gone is not None:
             self._listen()
 
     def _listen(self) -> None:
@@ -83,7 +85,7 @@ class WatchedClient:
             self._tell()
 
     def _tell(self) -> None:
-        on_gone = self._on_gone
+        on_gone = self.on_gone
         self.watch(None)
         if on_gone is not None:
             on_gone()

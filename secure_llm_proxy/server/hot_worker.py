@@ -135,11 +135,13 @@ class HotWorker(Worker):
         reader: RequestReader,
         answer: AnswerWriter,
     ) -> tuple[bytes, float] | None:
-        idle_since_s, keepalive_s, read = self._idle_since_s, self.cfg.keepalive, reader.read
+        idle_since_s, keepalive_s, application = self._idle_since_s, self.cfg.keepalive, self.wsgi
+        read, receive, monotonic = reader.read, connection.receive, time.monotonic
+        begin, start_response, send = answer.begin, answer.start_response, answer.send
         # Python 3.11 looks a member of an enumeration up slowly.
         unfinished, received = Verdict.UNFINISHED, b""
         while True:
-            now_s = time.monotonic()
+            now_s = monotonic()
             deadline_s = now_s + keepalive_s
             idle_since_s[client] = now_s
             if received:
@@ -148,16 +150,17 @@ class HotWorker(Worker):
             request: PlainRequest | Verdict = read(received) if received else unfinished
             while request is unfinished:
                 try:
-                    more = connection.receive(_RECEIVED_BYTES_MAX, deadline_s)
+                    more = receive(_RECEIVED_BYTES_MAX, deadline_s)
                 except TimeoutError:
                     return None
                 if not more:
                     return None
                 received = received + more if received else more
                 request = read(received)
-            if not isinstance(request, PlainRequest):
+            if type(request) is not PlainRequest:
                 return received, deadline_s
-            idle_since_s.pop(client, None)
+            if client in idle_since_s:
+                del idle_since_s[client]
             environ, body_at, length, closes = request
             end = body_at + length
             arriving: ArrivingBytes | None = None
@@ -175,10 +178,18 @@ class HotWorker(Worker):
                 )
                 body = Body(LengthReader(arriving, length))
             environ["wsgi.input"] = body
-            self._count()
-            answer.begin(str(environ["REQUEST_METHOD"]), closes=closes or not self.alive)
-            self._ask_application(environ, answer)
-            watched.watch(None)
+            self.nr += 1
+            if self.nr >= self.max_requests:
+                self._end_after_this()
+            begin(environ["REQUEST_METHOD"], closes=closes or not self.alive)
+            answered = application(environ, start_response)
+            try:
+                send(answered)
+            finally:
+                if type(answered) is not tuple and hasattr(answered, "close"):
+                    answered.close()
+            if watched.on_gone is not None:
+                watched.watch(None)
             if answer.closes:
                 return None
             if arriving is not None:
@@ -186,19 +197,10 @@ class HotWorker(Worker):
                     return None
                 received = arriving.surplus()
 
-    def _count(self) -> None:
-        self.nr += 1
-        if self.nr >= self.max_requests and self.alive:
+    def _end_after_this(self) -> None:
+        if self.alive:
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
-
-    def _ask_application(self, environ: dict[str, object], answer: AnswerWriter) -> None:
-        body = self.wsgi(environ, answer.start_response)
-        try:
-            answer.send(body)
-        finally:
-            if hasattr(body, "close"):
-                body.close()
 
 
 class _ReplayedSocket(gevent.socket.socket):

@@ -8,9 +8,10 @@ Two judges must agree, llhttp (strict, by httptools) and the checks here, so tha
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
-from typing import Final, Literal, NamedTuple
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
 
 import httptools
 
@@ -22,11 +23,13 @@ _TARGET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345678
 _BEGUN: Final = re.compile(rb"(?:GET|POST) /[%s]* HTTP/1\.1\r\n(?:[\x20-\x7e]|\r\n)*\r?" % re.escape(_TARGET))
 # RFC 9110 §5.6.2, without "_": WSGI cannot tell it from "-".
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^`|~0-9A-Za-z]{1,64}")
-_LENGTH: Final = re.compile(r"[0-9]{1,15}")
+_LENGTH_DIGITS_MAX: Final = 15
 # These change where a request ends or what a connection is.
 _NEVER_PLAIN: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"trailer"})
 _KEYS_MAX: Final = 1024
 _KEYS: Final[dict[bytes, str]] = {}
+_LINES_MAX: Final = 256
+_LINE_BYTES_MAX: Final = 256
 _USUAL: Final = (
     b"Host", b"User-Agent", b"Accept", b"Accept-Encoding", b"Accept-Language", b"Authorization", b"Cache-Control",
     b"Connection", b"Content-Type", b"Content-Length", b"Content-Encoding", b"Cookie", b"Origin", b"Referer", b"X-API-Key",
@@ -47,11 +50,26 @@ class Verdict(Enum):
 class PlainRequest(NamedTuple):
     """A request's head, read. The body is `length` bytes from `body_at` on; `wsgi.input` is still to be set."""
 
-    environ: dict[str, object]
+    environ: dict[str, Any]
     body_at: int
     length: int
     closes: bool
     """The client asked for the connection to be closed."""
+
+
+class _Line(NamedTuple):
+    """A request line that passed."""
+
+    targets: list[bytes]
+    """What llhttp says of it."""
+    method: str
+    uri: str
+    path: str
+    query: str
+
+
+# Lines that came before; none with a query, which may hold what nobody should keep.
+_LINES: Final[dict[bytes, _Line]] = {}
 
 
 class _Heard:
@@ -78,7 +96,7 @@ class RequestReader:
     A head of 10 headers costs 5 µs, where gunicorn's parser and `wsgi.create` take 39 (Python 3.11, 2026-11-21).
     """
 
-    __slots__ = ("_base", "_fields_max", "_head_bytes_max", "_heard", "_host_names_server", "_schemes")
+    __slots__ = ("_base", "_base_keys", "_fields_max", "_head_bytes_max", "_heard", "_host_names_server", "_schemes")
 
     def __init__(
         self,
@@ -90,6 +108,7 @@ class RequestReader:
         host_names_server: bool,
     ) -> None:
         self._base = dict(base)
+        self._base_keys = len(self._base)
         self._head_bytes_max = head_bytes_max
         self._fields_max = fields_max
         self._schemes = tuple(scheme_headers.items())
@@ -119,63 +138,86 @@ class RequestReader:
             httptools.HttpRequestParser(heard).feed_data(head)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             return Verdict.UNUSUAL
-        if len(targets) != 1:
-            return Verdict.UNUSUAL
-        target = targets[0]
-        method = "POST" if head[0] == 80 else "GET"  # noqa: PLR2004  P; the whole line is compared below
-        if (
-            not head.startswith(b"%b %b HTTP/1.1\r\n" % (method.encode(), target))
-            or target.translate(None, _TARGET)
-            or target[:1] != b"/"
-            or target[1:2] == b"/"
-        ):
+        first = head[: head.find(_CRLF)]
+        line = _LINES[first] if first in _LINES else _line_of(first, targets)
+        if line is None or line.targets != targets:
             return Verdict.UNUSUAL
         environ = self._base.copy()
-        known = _KEYS
-        for name, value in fields.items():
-            key = known.get(name) or _key_of(name)
-            if key is None:
-                return Verdict.UNUSUAL
-            environ[key] = value.decode()
-        if len(environ) != len(self._base) + lines - 2:
+        try:
+            known = _KEYS
+            for name, content in fields.items():
+                environ[known[name]] = content.decode()
+        except KeyError:
+            for name, content in fields.items():
+                key = _KEYS.get(name) or _key_of(name)
+                if key is None:
+                    return Verdict.UNUSUAL
+                environ[key] = content.decode()
+        if len(environ) != self._base_keys + lines - 2:
             # A header came twice, or llhttp and we don't see the same lines.
             return Verdict.UNUSUAL
-        uri = target.decode()
-        path, _, query = uri.partition("?")
-        environ["REQUEST_METHOD"] = method
-        environ["RAW_URI"] = uri
-        environ["PATH_INFO"] = path
-        environ["QUERY_STRING"] = query
+        _, environ["REQUEST_METHOD"], environ["RAW_URI"], environ["PATH_INFO"], environ["QUERY_STRING"] = line
         return self._framed(environ, body_at)
 
-    def _framed(self, environ: dict[str, object], body_at: int) -> PlainRequest | Literal[Verdict.UNUSUAL]:
+    def _framed(self, environ: dict[str, Any], body_at: int) -> PlainRequest | Literal[Verdict.UNUSUAL]:
         """Judge the headers that say where the request ends, what becomes of the connection, and who we are."""
-        length, connection, host = (
-            environ.get("CONTENT_LENGTH"),
-            environ.get("HTTP_CONNECTION"),
-            environ.get("HTTP_HOST"),
-        )
-        if not host or (length is not None and not _LENGTH.fullmatch(str(length))):
+        if "HTTP_HOST" not in environ or not environ["HTTP_HOST"]:
             return Verdict.UNUSUAL
-        closes = False
-        if connection is not None and connection != "keep-alive":
-            wish = str(connection).lower()
+        length, closes = 0, False
+        if "CONTENT_LENGTH" in environ:
+            told: str = environ["CONTENT_LENGTH"]
+            # It is ASCII already, and "" no number.
+            if told[_LENGTH_DIGITS_MAX:] or not told.isdecimal():
+                return Verdict.UNUSUAL
+            length = int(told)
+        if "HTTP_CONNECTION" in environ and environ["HTTP_CONNECTION"] != "keep-alive":
+            wish = environ["HTTP_CONNECTION"].lower()
             if wish not in {"close", "keep-alive"}:
                 return Verdict.UNUSUAL
             closes = wish == "close"
         if self._schemes and not self._has_one_scheme(environ):
             return Verdict.UNUSUAL
         if self._host_names_server:
-            name, *port = str(host).split(":")
+            name, *port = environ["HTTP_HOST"].split(":")
             environ["SERVER_NAME"] = name
             environ["SERVER_PORT"] = port[0] if port else "443" if environ["wsgi.url_scheme"] == "https" else "80"
-        return PlainRequest(environ, body_at, int(str(length)) if length is not None else 0, closes)
+        return _plain_request((environ, body_at, length, closes))
 
-    def _has_one_scheme(self, environ: dict[str, object]) -> bool:
+    def _has_one_scheme(self, environ: dict[str, Any]) -> bool:
         said = [environ[key] == secure for key, secure in self._schemes if key in environ]
         if said:
             environ["wsgi.url_scheme"] = "https" if said[0] else "http"
         return len(said) <= 1
+
+
+# `PlainRequest(…)` goes through a Python frame of its own.
+_plain_request: Final[Callable[[tuple[dict[str, Any], int, int, bool]], PlainRequest]] = partial(
+    tuple.__new__, PlainRequest
+)
+
+
+def _line_of(first: bytes, targets: list[bytes]) -> _Line | None:
+    """The request line `first`, of which llhttp says `targets`; None when it is not plain."""
+    method = b"POST" if first[:1] == b"P" else b"GET"  # the whole line is compared below
+    if len(targets) != 1:
+        return None
+    target = targets[0]
+    if (
+        first != b"%b %b HTTP/1.1" % (method, target)
+        or target.translate(None, _TARGET)
+        or target[:1] != b"/"
+        or target[1:2] == b"/"
+    ):
+        return None
+    uri = target.decode()
+    path, _, query = uri.partition("?")
+    line = _Line([target], method.decode(), uri, path, query)
+    if b"?" not in target and len(first) <= _LINE_BYTES_MAX:
+        if len(_LINES) >= _LINES_MAX:
+            # Whoever fills it with odd ones costs the usual ones no more than this.
+            _LINES.clear()
+        _LINES[first] = line
+    return line
 
 
 def _key_of(name: bytes) -> str | None:

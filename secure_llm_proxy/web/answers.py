@@ -133,7 +133,7 @@ def ask_corridor(arrival: Arrival, door: str, ask: Callable[[Inbound], Reply]) -
     except BaseException:
         presence.stop()
         raise
-    if not isinstance(reply.outcome, RelayedStream):
+    if type(reply.outcome) is not RelayedStream:
         presence.stop()
     return reply, presence
 
@@ -151,8 +151,8 @@ def answer_chat(
     reply, presence = ask_corridor(arrival, door, ask)
     headers = reply_headers(reply.facts)
     outcome = reply.outcome
-    if isinstance(outcome, Completion):
-        headers.append(_JSON)
+    if type(outcome) is Completion:
+        headers += (_JSON,)
         return Answer(_OK, headers, orjson.dumps(present(outcome, reply)))
     if isinstance(outcome, RelayedStream):
         headers += [("Content-Type", "text/event-stream; charset=utf-8"), ("X-Accel-Buffering", "no")]

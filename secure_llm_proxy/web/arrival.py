@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Final
 from wsgiref.types import WSGIEnvironment
 
 from secure_llm_proxy.foundation.identifiers import ExchangeId, new_exchange_id
 from secure_llm_proxy.web.headers import safe_id
-from secure_llm_proxy.web.house import WebHouse
+from secure_llm_proxy.web.house import Lacking, WebHouse
 
-_FORWARDED_KEPT = 64
+_FORWARDED_KEPT: Final = 64
 """A longer X-Forwarded-For is worked out each time, so that nobody fills the memory with them."""
+_LACKING_KEPT: Final = 128
 
 
 class Arrival:
@@ -37,10 +39,14 @@ class Arrival:
     def address(self) -> str:
         """The client's, behind the proxies that are trusted."""
         if self._address is None:
-            peer = self.environ.get("REMOTE_ADDR") or ""
-            forwarded = self.environ.get("HTTP_X_FORWARDED_FOR")
-            known = forwarded is None or len(forwarded) <= _FORWARDED_KEPT
-            self._address = (self.web.known_address_of if known else self.web.address_of)(peer, forwarded)
+            environ = self.environ
+            peer = (environ["REMOTE_ADDR"] or "") if "REMOTE_ADDR" in environ else ""
+            if "HTTP_X_FORWARDED_FOR" not in environ:
+                self._address = self.web.known_address_of(peer, None)
+            else:
+                forwarded = environ["HTTP_X_FORWARDED_FOR"]
+                known = len(forwarded) <= _FORWARDED_KEPT
+                self._address = (self.web.known_address_of if known else self.web.address_of)(peer, forwarded)
         return self._address
 
     @property
@@ -56,18 +62,30 @@ class Arrival:
     @property
     def correlation_id(self) -> str | None:
         """The client's own id, if it is one."""
-        return safe_id(self.environ.get("HTTP_X_CORRELATION_ID"))
+        environ = self.environ
+        return safe_id(environ["HTTP_X_CORRELATION_ID"]) if "HTTP_X_CORRELATION_ID" in environ else None
 
     def missing_headers(self, given: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """What every answer carries and `given` lacks, in the order in which it is sent."""
-        names = {name.lower() for name, _ in given}
-        web = self.web
-        if web.header_names.isdisjoint(names):
-            missing = list(web.headers)
-        else:
-            missing = [pair for pair in web.headers if pair[0].lower() not in names]
-        if "x-request-id" not in names:
+        names: tuple[str, ...] = next(zip(*given, strict=True), ())
+        kept = self.web.lacking
+        lacking = kept[names] if names in kept else self._lacking(names)
+        missing = [*lacking.headers]
+        if lacking.request_id:
             missing.append(("X-Request-Id", self.exchange_id))
-        if "x-correlation-id" not in names and (correlation := self.correlation_id):
+        if lacking.correlation_id and "HTTP_X_CORRELATION_ID" in self.environ and (correlation := self.correlation_id):
             missing.append(("X-Correlation-ID", correlation))
         return missing
+
+    def _lacking(self, names: tuple[str, ...]) -> Lacking:
+        """Worked out, and kept: names of headers come in a few combinations, all of them ours."""
+        web = self.web
+        given = {name.lower() for name in names}
+        lacking = Lacking(
+            tuple(pair for pair in web.headers if pair[0].lower() not in given),
+            request_id="x-request-id" not in given,
+            correlation_id="x-correlation-id" not in given,
+        )
+        if len(web.lacking) < _LACKING_KEPT:
+            web.lacking[names] = lacking
+        return lacking

@@ -18,7 +18,7 @@ SECURITY_HEADERS: tuple[tuple[str, str], ...] = (
     ("Vary", "Authorization, Cookie"),
 )
 _STRICT_TRANSPORT = ("Strict-Transport-Security", "max-age=63072000; includeSubDomains")
-_SAFE = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}\Z")
+_is_safe = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}\Z").match
 
 
 def fixed_headers(*, production: bool) -> tuple[tuple[str, str], ...]:
@@ -29,17 +29,18 @@ def fixed_headers(*, production: bool) -> tuple[tuple[str, str], ...]:
 def reply_headers(facts: ReplyFacts) -> list[tuple[str, str]]:
     """`X-Request-Id`, the limits' state and the data plane's `X-SLP-…` headers."""
     headers = [("X-Request-Id", facts.exchange_id), ("X-SLP-Overhead-Ms", f"{facts.overhead_ms:.3f}")]
-    if (correlation := safe_id(facts.correlation_id)) is not None:
-        headers.append(("X-Correlation-ID", correlation))
-    if (audit := safe_id(facts.audit_id)) is not None:
-        headers.append(("X-SLP-Audit-Id", audit))
+    correlation, audit, decision = facts.correlation_id, facts.audit_id, facts.decision
+    if correlation and _is_safe(correlation):
+        headers += (("X-Correlation-ID", correlation),)
+    if audit and _is_safe(audit):
+        headers += (("X-SLP-Audit-Id", audit),)
     headers += _route_headers(facts.provider, facts.model)
-    if facts.decision is not None:
-        headers += [
-            ("X-RateLimit-Limit", str(facts.decision.limit)),
-            ("X-RateLimit-Remaining", str(facts.decision.remaining)),
-            ("X-RateLimit-Reset", str(facts.decision.reset_s)),
-        ]
+    if decision is not None:
+        headers += (
+            ("X-RateLimit-Limit", str(decision.limit)),
+            ("X-RateLimit-Remaining", str(decision.remaining)),
+            ("X-RateLimit-Reset", str(decision.reset_s)),
+        )
     return headers
 
 
@@ -52,4 +53,4 @@ def _route_headers(provider: str | None, model: str | None) -> tuple[tuple[str, 
 
 def safe_id(value: str | None) -> str | None:
     """A client's own id if it is one: up to 128 characters of a harmless alphabet; anything else is dropped."""
-    return value if value and _SAFE.match(value) else None
+    return value if value and _is_safe(value) else None

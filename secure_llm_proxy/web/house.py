@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from flask import Flask, current_app
 
@@ -16,13 +17,21 @@ _ADDRESSES_KEPT = 1024
 _EXTENSION = "secure_llm_proxy"
 
 
+class Lacking(NamedTuple):
+    """What an answer with headers of certain names lacks of those that every answer carries."""
+
+    headers: tuple[tuple[str, str], ...]
+    request_id: bool
+    correlation_id: bool
+
+
 @dataclass(frozen=True, slots=True)
 class WebHouse:
     """`troubles` asks every part for a sentence, None where all is well; `relaxed` is each weakened setting and why.
 
     Worked out once: `known_address_of` is `address_of` with a memory (3 µs less a request); `headers` are those that every
-    answer carries alike, `header_names` their names in lower case; `key_variables` are the names in a WSGI environ under
-    which a bare API key may stand.
+    answer carries alike, `lacking` is filled by `Arrival`; `key_variables` are the names in a WSGI environ under which a
+    bare API key may stand.
     """
 
     house: House
@@ -34,16 +43,15 @@ class WebHouse:
     relaxed: tuple[tuple[str, str], ...]
     known_address_of: Callable[[str, str | None], str] = field(init=False)
     headers: tuple[tuple[str, str], ...] = field(init=False)
-    header_names: frozenset[str] = field(init=False)
+    lacking: dict[tuple[str, ...], Lacking] = field(init=False)
     key_variables: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         names = dict.fromkeys((self.settings.identity.api_key_header.lower(), "x-api-key"))
         variables = tuple("HTTP_" + name.upper().replace("-", "_") for name in names)
         object.__setattr__(self, "known_address_of", lru_cache(maxsize=_ADDRESSES_KEPT)(self.address_of))
-        headers = fixed_headers(production=self.settings.is_production)
-        object.__setattr__(self, "headers", headers)
-        object.__setattr__(self, "header_names", frozenset(name.lower() for name, _ in headers))
+        object.__setattr__(self, "headers", fixed_headers(production=self.settings.is_production))
+        object.__setattr__(self, "lacking", {})
         object.__setattr__(self, "key_variables", variables)
 
 

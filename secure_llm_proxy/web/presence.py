@@ -31,8 +31,7 @@ class Presence(Protocol):
 
 def watch_client(environ: WSGIEnvironment, cancellation: Cancellation) -> Presence:
     """By our worker's own watcher where there is one, which costs nothing while nobody leaves (4 µs less a request)."""
-    connection: ClientConnection | None = environ.get(CONNECTION)
-    return ClientWatch(environ, cancellation) if connection is None else LentWatch(connection, cancellation)
+    return LentWatch(environ[CONNECTION], cancellation) if CONNECTION in environ else ClientWatch(environ, cancellation)
 
 
 class LentWatch:

@@ -97,7 +97,10 @@ def test_a_body_of_any_size_arrives_whole_and_the_next_request_behind_it(pair: P
     body = bytes(range(48, 122)) * (size // 74 + 1)
     asked = post("/echo", body[:size]) + post("/echo", b"next", b"Connection: close")
 
-    stock, hot = pair.answers(asked[:700], asked[700:])
+    # The second piece is never empty: sending nothing fails when both answers are out and the server has hung up.
+    place = min(700, len(asked) - 1)
+
+    stock, hot = pair.answers(asked[:place], asked[place:])
 
     assert hot == stock
     assert hot.count(b"HTTP/1.1 200 OK") == 2

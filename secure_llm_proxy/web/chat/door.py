@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import orjson
 
 from secure_llm_proxy.foundation.clock import SystemClock, rfc3339
-from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.gateway import Reply, chat
-from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion, StreamEvent, Usage
-from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent, Usage
 from secure_llm_proxy.web.answers import Answer, answer_chat
 from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.chat.wire import envelope, read_prompt
@@ -16,13 +16,9 @@ from secure_llm_proxy.web.chat.wire import envelope, read_prompt
 
 def answer_prompt(arrival: Arrival) -> Answer:
     web = arrival.web
-
-    def read(body: JsonObject) -> ChatRequest:
-        return read_prompt(body, web.settings.limits)
-
-    def ask(inbound: Inbound) -> Reply:
-        return chat(web.house, inbound, read)
-
+    # Bound by partial, whose calls make no Python frame.
+    read = partial(read_prompt, limits=web.settings.limits)
+    ask = partial(chat, web.house, read_request=read)
     told = _Told()
     return answer_chat(arrival, "/chat", ask, present=_whole, present_event=told.delta, present_end=told.end)
 

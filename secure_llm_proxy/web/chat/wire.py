@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field, StrictStr, ValidationError
@@ -22,6 +23,10 @@ class PromptRequest(Parameters):
     model_name: ModelName | None = None
 
 
+# What `model_validate` calls, without its own steps.
+_validated: Callable[[object], PromptRequest] = PromptRequest.__pydantic_validator__.validate_python
+
+
 def read_prompt(body: JsonObject, limits: LimitSettings) -> ChatRequest:
     """Exactly one of `prompt`, `message`, `messages`; a prompt of at most MAX_PROMPT_LENGTH characters in all.
 
@@ -29,7 +34,7 @@ def read_prompt(body: JsonObject, limits: LimitSettings) -> ChatRequest:
     """
     require_at_most(body.get("messages"), limits.messages_max)
     try:
-        request = PromptRequest.model_validate(body)
+        request = _validated(body)
     except ValidationError as error:
         raise invalid(error) from None
     given = [name for name in ("prompt", "message", "messages") if body.get(name) is not None]

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
+
 from secure_llm_proxy.foundation.errors import ProxyError
-from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.gateway import Reply, chat, list_models
-from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion, StreamEvent
-from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent
 from secure_llm_proxy.web.answers import Answer, answer_chat, answer_json, ask_corridor, refused
 from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.headers import reply_headers
 from secure_llm_proxy.web.openai.wire import read_chat_completion
 
+_data: Callable[[StreamEvent], bytes] = attrgetter("data")
+
 
 def create_chat_completion(arrival: Arrival) -> Answer:
     web = arrival.web
-
-    def read(body: JsonObject) -> ChatRequest:
-        return read_chat_completion(body, messages_max=web.settings.limits.messages_max)
-
-    def ask(inbound: Inbound) -> Reply:
-        return chat(web.house, inbound, read)
-
+    # Bound by partial, whose calls make no Python frame.
+    read = partial(read_chat_completion, messages_max=web.settings.limits.messages_max)
+    ask = partial(chat, web.house, read_request=read)
     return answer_chat(arrival, "/v1/chat/completions", ask, present=_payload, present_event=_data)
 
 
@@ -42,7 +42,3 @@ def answer_models(arrival: Arrival, wanted: str | None = None) -> Answer:
 
 def _payload(completion: Completion, _reply: Reply) -> object:
     return completion.payload
-
-
-def _data(event: StreamEvent) -> bytes:
-    return event.data
