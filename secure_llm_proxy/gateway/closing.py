@@ -28,6 +28,7 @@ from secure_llm_proxy.vocabulary.events import AuditType, EndStatus, EventName
 log = logging.getLogger(__name__)
 
 _SERVER_ERROR = 500
+_PROCESSING_TIME = EventName.PROCESSING_TIME.value
 _EVENT_OF_CODE = {
     ErrorCode.ADDRESS_BLOCKED: EventName.BLOCKED_IP,
     ErrorCode.AGENT_BLOCKED: EventName.SECURITY_EVENT,
@@ -155,39 +156,41 @@ def finish(
     docket.closed = True
     if docket.hold is not None:
         house.throttle.release(docket.hold)
+    inbound, caller, route, usage = docket.inbound, docket.caller, docket.route, docket.usage
+    code_value = code.value if code is not None else None
     elapsed_s = docket.elapsed_s()
     overhead_s = max(0.0, elapsed_s - (docket.upstream_s or 0.0))
     house.metrics.closed(
         ExchangeFacts(
-            door=docket.inbound.door,
-            status=status,
-            code=code.value if code is not None else None,
-            model=docket.route.model if docket.route is not None else None,
-            duration_s=elapsed_s,
-            upstream_s=docket.upstream_s,
-            overhead_s=overhead_s,
-            prompt_tokens=docket.usage.prompt_tokens,
-            completion_tokens=docket.usage.completion_tokens,
+            inbound.door,
+            status,
+            code_value,
+            route.model if route is not None else None,
+            elapsed_s,
+            docket.upstream_s,
+            overhead_s,
+            usage.prompt_tokens,
+            usage.completion_tokens,
         )
     )
     fields = {
-        "request_id": docket.inbound.exchange_id,
+        "request_id": inbound.exchange_id,
         "audit_id": docket.audit_id,
-        "correlation_id": docket.inbound.correlation_id,
-        "endpoint": docket.inbound.door,
+        "correlation_id": inbound.correlation_id,
+        "endpoint": inbound.door,
         "status": status,
-        "code": code.value if code is not None else None,
-        "address": docket.inbound.address,
-        "user": docket.caller.user_id if docket.caller is not None else None,
-        "key": docket.caller.key_id if docket.caller is not None else None,
-        "model": docket.route.model if docket.route is not None else None,
-        "provider": docket.route.provider if docket.route is not None else None,
-        "prompt_tokens": docket.usage.prompt_tokens,
-        "completion_tokens": docket.usage.completion_tokens,
+        "code": code_value,
+        "address": inbound.address,
+        "user": caller.user_id if caller is not None else None,
+        "key": caller.key_id if caller is not None else None,
+        "model": route.model if route is not None else None,
+        "provider": route.provider if route is not None else None,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
         "rule": docket.rule,
         "detail": detail,
         "overhead_ms": round(overhead_s * 1000, 3),
-        EventName.PROCESSING_TIME.value: round(elapsed_s * 1000, 3),
+        _PROCESSING_TIME: round(elapsed_s * 1000, 3),
     }
     log.info(event.value, extra={name: value for name, value in fields.items() if value is not None})
 

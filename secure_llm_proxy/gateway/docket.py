@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import ProxyError
@@ -100,8 +100,7 @@ class Docket:
         return max(0.0, self.elapsed_s() - (self.upstream_s or 0.0))
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyFacts:
+class ReplyFacts(NamedTuple):
     """What every answer's headers are made of."""
 
     exchange_id: str
@@ -113,8 +112,7 @@ class ReplyFacts:
     overhead_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """The answer as a value; the door gives it a wire shape."""
 
     facts: ReplyFacts
@@ -127,13 +125,14 @@ def open_docket(house: House, inbound: Inbound) -> Docket:
 
 
 def reply_to(docket: Docket, outcome: Completion | RelayedStream | ProxyError | tuple[str, ...]) -> Reply:
+    inbound, route = docket.inbound, docket.route
     facts = ReplyFacts(
-        exchange_id=docket.inbound.exchange_id,
-        correlation_id=docket.inbound.correlation_id,
-        audit_id=docket.audit_id,
-        provider=docket.route.provider if docket.route else None,
-        model=docket.route.model if docket.route else None,
-        decision=docket.decision,
-        overhead_ms=docket.overhead_s() * 1000,
+        inbound.exchange_id,
+        inbound.correlation_id,
+        docket.audit_id,
+        route.provider if route is not None else None,
+        route.model if route is not None else None,
+        docket.decision,
+        docket.overhead_s() * 1000,
     )
     return Reply(facts, outcome)

@@ -137,7 +137,8 @@ class _LineHandler(logging.Handler):
     def hold_back(self) -> None:
         """From now on, in this thread's event loop."""
         hub = get_hub()
-        self._hub, self._timer = hub, hub.loop.timer(_HELD_S)
+        # A repeating one: libev fires a single shot at once when it is started for the second time.
+        self._hub, self._timer = hub, hub.loop.timer(_HELD_S, _HELD_S)
 
     def createLock(self) -> None:  # noqa: N802  logging's own name
         """None: what is shared is a deque, and each sink writes in one call."""
@@ -165,6 +166,8 @@ class _LineHandler(logging.Handler):
 
     def flush(self) -> None:
         """Write what is held back. Never raises: it may be called by the event loop, or at the very end."""
+        if self._timer is not None and get_hub_if_exists() is self._hub:
+            self._timer.stop()
         lines: dict[str, list[str]] = {"text": [], "json": []}
         while self._held:
             try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from secure_llm_proxy.foundation.identifiers import RecordId
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
@@ -12,8 +12,7 @@ from secure_llm_proxy.vocabulary.events import AuditType, EventName
 ClearValue = str | int | bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEvent:
+class AuditEvent(NamedTuple):
     """One record to be sealed.
 
     `clear` stays readable in the log, so it holds identifiers, counts, codes and times only; `body` (any bytes, usually
@@ -24,7 +23,7 @@ class AuditEvent:
     type: AuditType
     exchange_id: str
     event: EventName | None = None
-    clear: Mapping[str, ClearValue] = field(default_factory=dict)
+    clear: Mapping[str, ClearValue] = MappingProxyType({})
     body: bytes = b""
 
 

@@ -8,8 +8,10 @@ import logging
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import gevent
 import pytest
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from secure_llm_proxy.settings import TelemetrySettings
 from secure_llm_proxy.telemetry import configure_logs
-from secure_llm_proxy.telemetry.logs import _JsonLines, _TextLines
+from secure_llm_proxy.telemetry.logs import _JsonLines, _LineHandler, _TextLines
 
 CANARY = "canary-prompt-5c1e my card is 4111 1111 1111 1111"
 HOSTILE = [
@@ -333,6 +335,32 @@ def test_a_worker_writes_lines_together_and_soon(held: Path) -> None:
     log.info("and again")
     gevent.sleep(0.5)
     assert lines_in(held)[-1] == "and again"
+
+
+def test_lines_stay_together_for_as_long_as_the_worker_lives() -> None:
+    writes: list[str] = []
+
+    class CountedSink:
+        form: Literal["text", "json"] = "text"
+
+        def write(self, lines: str) -> None:
+            writes.append(lines)
+
+        def close(self) -> None:
+            return
+
+    handler = _LineHandler([CountedSink()])
+    handler.hold_back()
+    began_s = time.monotonic()
+
+    for _ in range(200):
+        handler.handle(record_of("x"))
+        gevent.sleep(0.001)
+    handler.close()
+
+    # One write each 20 ms at most; half of that, because a late one brings the next one nearer.
+    assert len(writes) <= (time.monotonic() - began_s) / 0.01 + 2
+    assert sum(lines.count("\n") for lines in writes) == 200
 
 
 def test_a_warning_is_written_at_once_behind_what_came_before(held: Path) -> None:
