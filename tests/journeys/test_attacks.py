@@ -608,7 +608,9 @@ def test_a_forwarded_address_that_nobody_vouches_for_changes_nothing(direct: Run
     asked = [ask(direct, "GET", "/nowhere", key=key, headers=headers) for headers in spoofed]
 
     ids = {answer.headers["x-request-id"] for answer in asked}
-    wait_until(lambda: ids <= {line.get("request_id") for line in logged_by(direct)}, what="every refusal is in the log")
+    wait_until(
+        lambda: ids <= {line.get("request_id") for line in logged_by(direct)}, what="every refusal is in the log"
+    )
     lines = logged_by(direct)
     addresses = {line["address"] for line in lines if line.get("request_id") in ids}
     assert addresses == {"127.0.0.1"}
