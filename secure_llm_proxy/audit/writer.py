@@ -94,6 +94,14 @@ class _Connection:
         return available >= HEAD.size + int(HEAD.unpack_from(self.buffer, self.offset)[0])
 
 
+@dataclass(slots=True)
+class _Opened:
+    """Exchanges that a batch opens; the carry learns of them when they are durable. `size` is theirs in a `seg` line."""
+
+    exchanges: dict[str, tuple[str, str]] = field(default_factory=dict)
+    size: int = 0
+
+
 class Writer:
     """Serves `listener` (bound, listening, non-blocking) until a stop is requested or the parent has ended."""
 
@@ -309,8 +317,7 @@ class Writer:
     def _take(self) -> list[Entry]:
         """At most 256 frames, in order of each worker, the connections in turn. Known and refused ones are only acked."""
         batch: list[Entry] = []
-        # Exchanges that this batch opens and closes; the carry learns of them when they are durable.
-        opened: dict[str, tuple[str, str]] = {}
+        opened = _Opened()
         room = BATCH_FRAMES_MAX
         for connection in list(self._ready):
             if room <= 0:
@@ -326,7 +333,7 @@ class Writer:
                 self._ready[connection] = None
         return batch
 
-    def _take_frame(self, connection: _Connection, batch: list[Entry], opened: dict[str, tuple[str, str]]) -> None:
+    def _take_frame(self, connection: _Connection, batch: list[Entry], opened: _Opened) -> None:
         length, counter = HEAD.unpack_from(connection.buffer, connection.offset)[:2]
         start = connection.offset
         connection.offset = end = start + HEAD.size + length
@@ -352,9 +359,7 @@ class Writer:
         else:
             _acknowledge_with_the_batch(connection, counter)
 
-    def _entry(
-        self, worker: str, counter: int, metadata: bytes, body: bytes, opened: dict[str, tuple[str, str]]
-    ) -> Entry:
+    def _entry(self, worker: str, counter: int, metadata: bytes, body: bytes, opened: _Opened) -> Entry:
         """The record as it will stand in the log, or `_Refused`/`RefusedMetadata`."""
         clear = check_metadata(_members(metadata))
         written = orjson.dumps(clear)
@@ -362,15 +367,16 @@ class Writer:
         carry = self._appender.carry
         start = None
         if kind == AuditType.LLM_START:
-            if identifier in opened or identifier in carry.open:
+            if identifier in opened.exchanges or identifier in carry.open:
                 raise _Refused("its id is that of an open exchange")
-            size = carry.open_bytes + sum(entry_bytes(key, value[0]) for key, value in opened.items())
-            if size + entry_bytes(identifier, exchange) > OPEN_BYTES_MAX:
+            size = opened.size + entry_bytes(identifier, exchange)
+            if carry.open_bytes + size > OPEN_BYTES_MAX:
                 raise _Refused("too many exchanges are open")
-            opened[identifier] = (exchange, worker)
+            opened.exchanges[identifier] = (exchange, worker)
+            opened.size = size
         elif kind == AuditType.LLM_END:
             start = str(clear["sid"])
-            owner = opened.get(start) or carry.open.get(start)
+            owner = opened.exchanges.get(start) or carry.open.get(start)
             if owner is not None and owner != (exchange, worker):
                 raise _Refused("the exchange that it ends is another's")
         return Entry(worker, counter, written, body, kind, identifier, exchange, start)
