@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from secure_llm_proxy.foundation import strict_json
-from secure_llm_proxy.foundation.errors import ClientGone, ErrorCode, ProxyError
+from secure_llm_proxy.foundation.errors import ClientGone, ErrorCode, NotQueued, ProxyError
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.gateway import closing
 from secure_llm_proxy.vocabulary.audit import AuditEvent
@@ -174,11 +174,17 @@ class RelayedStream:
 
     def _record_part(self) -> None:
         clear = {"sid": self._docket.started_record, "dir": "out", "seq": self._parts}
-        part = AuditEvent(
-            new_record_id(), AuditType.LLM_PART, self._docket.inbound.exchange_id, None, clear, self._take_said()
-        )
+        said = self._take_said()
+        part = AuditEvent(new_record_id(), AuditType.LLM_PART, self._docket.inbound.exchange_id, None, clear, said)
         self._parts += 1
-        self._house.journal.record(part)
+        try:
+            self._house.journal.record(part)
+        except NotQueued:
+            # It will never stand in the log by itself: the end record takes it along.
+            self._parts -= 1
+            self._said.append(said)
+            self._said_bytes = len(said)
+            raise
 
     def _last_body(self, detail: str | None) -> bytes:
         """What the end record seals: the text since the last part."""

@@ -27,7 +27,7 @@ from secure_llm_proxy.foundation.loop_socket import LoopSocket
 from secure_llm_proxy.server.answer_writer import AnswerWriter, Preambles
 from secure_llm_proxy.server.client_connection import ArrivingBytes, WatchedClient
 from secure_llm_proxy.server.request_reader import PlainRequest, RequestReader, Verdict
-from secure_llm_proxy.server.worker import Worker, _is_read_to_its_end
+from secure_llm_proxy.server.worker import PatientSocket, Worker, _is_read_to_its_end
 from secure_llm_proxy.vocabulary.connection import CONNECTION
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class HotWorker(Worker):
             received, deadline_s = unusual
             self._head_deadlines_s[getcurrent()] = deadline_s
             try:
-                super().handle(listener, _ReplayedSocket(client, received), addr)
+                super().handle(listener, PatientSocket(client, received), addr)
             finally:
                 self._head_deadlines_s.pop(getcurrent(), None)
 
@@ -190,33 +190,16 @@ class HotWorker(Worker):
                     answered.close()
             if watched.on_gone is not None:
                 watched.watch(None)
-            if answer.closes:
+            # Also before hanging up: whoever still sends then never sees his answer.
+            if (arriving is not None and not _is_read_to_its_end(body)) or answer.closes:
                 return None
             if arriving is not None:
-                if not _is_read_to_its_end(body):
-                    return None
                 received = arriving.surplus()
 
     def _end_after_this(self) -> None:
         if self.alive:
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
-
-
-class _ReplayedSocket(gevent.socket.socket):
-    """Takes `client` over and gives out again what was already received from it."""
-
-    def __init__(self, client: gevent.socket.socket, received: bytes) -> None:
-        family, kind, protocol = client.family, client.type, client.proto
-        super().__init__(family, kind, protocol, fileno=client.detach())
-        self._received = received
-
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        if self._received and not flags:
-            given, self._received = self._received[:bufsize], self._received[bufsize:]
-            return given
-        received: bytes = super().recv(bufsize, flags)
-        return received
 
 
 def _environ_of(

@@ -31,6 +31,9 @@ _CLOSING_S = 5
 # use is therefore left until its next answer, which says `Connection: close`; one that has been silent for so long is not
 # in use (nginx takes the connection used last first).
 _SILENT_S = 2.0
+# nginx takes 32 kB at most. gunicorn's own limit, 819 kB, is held against the whole head: looking through that much again with
+# each byte that comes would cost 5 ms a time.
+_HEAD_BYTES_MAX = 64 * 1024
 _DRAINED_BYTES_MAX = 16 * 2**20
 _DRAINED_S = 5.0
 _DRAINED_AT_ONCE = 2048
@@ -58,6 +61,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
         super().init_process()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        if type(client) is gevent.socket.socket:
+            client = PatientSocket(client)
         self._idle_since_s[client] = time.monotonic()
         try:
             super().handle(listener, client, addr)
@@ -69,15 +74,27 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
         # Whoever sends request behind request never makes us wait, and so nobody else would have a turn.
         gevent.sleep(0)
         sock.settimeout(self.send_timeout_s)
+        if isinstance(sock, PatientSocket):
+            sock.reads_head = False
         try:
-            super().handle_request(listener_name, req, sock, addr)
+            try:
+                # Not gevent's: it forgets that the greenlet is to end, and would take the next request.
+                super(GeventWorker, self).handle_request(listener_name, req, sock, addr)
+            except StopIteration:
+                # The connection ends with this answer, which is lost on whoever still sends when we hang up.
+                _is_read_to_its_end(req.body)
+                raise
             if not _is_read_to_its_end(req.body):
                 raise StopIteration
+        except (gevent.GreenletExit, SystemExit):
+            raise StopIteration from None
         except TimeoutError:
             log.warning("client hung up on: it stopped reading", extra={"address": addr[0] if addr else "unix"})
             raise StopIteration from None
         finally:
             sock.settimeout(None)
+            if isinstance(sock, PatientSocket):
+                sock.reads_head, sock.head_bytes = True, 0
             self._idle_since_s[sock] = time.monotonic()
 
     def notify(self) -> None:
@@ -117,9 +134,42 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
             "Cache-Control: no-store\r\n\r\n"
         )
         try:
+            client.settimeout(self.send_timeout_s)
             client.sendall(head.encode() + body)
         except OSError:
             log.debug("client left before its refusal", extra={"request_id": exchange})
+
+
+class PatientSocket(gevent.socket.socket):
+    """Takes `client` over for gunicorn's own path, and gives out again what was already received from it.
+
+    Everybody else has a turn before each read: gevent reads without one while bytes are there, and gunicorn reads a head
+    until it is whole, so that its time limit would never be looked at. A head has `_HEAD_BYTES_MAX`, then
+    `LimitRequestHeaders` is raised.
+    """
+
+    def __init__(self, client: gevent.socket.socket, received: bytes = b"") -> None:
+        family, kind, protocol = client.family, client.type, client.proto
+        super().__init__(family, kind, protocol, fileno=client.detach())
+        self._received = received
+        self.reads_head = True
+        self.head_bytes = 0
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        received: bytes
+        if flags:
+            received = super().recv(bufsize, flags)
+            return received
+        if self._received:
+            received, self._received = self._received[:bufsize], self._received[bufsize:]
+        else:
+            gevent.sleep(0)
+            received = super().recv(bufsize)
+        if self.reads_head:
+            self.head_bytes += len(received)
+            if self.head_bytes > _HEAD_BYTES_MAX:
+                raise refusals.LimitRequestHeaders("max buffer headers")
+        return received
 
 
 def _is_read_to_its_end(body: Any) -> bool:

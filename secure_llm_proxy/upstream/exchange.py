@@ -66,6 +66,7 @@ class Exchange:
         "_patience",
         "_pool",
         "_received",
+        "_sent_whole",
         "_silent",
         "_wire",
         "body_over",
@@ -83,6 +84,7 @@ class Exchange:
         self._wire: Wire | None = None
         self._framing: BodyFraming | None = None
         self._keeps_alive = False
+        self._sent_whole = False
         self._received = b""
         self._answer_bytes = 0
         self._silent = False
@@ -186,7 +188,7 @@ class Exchange:
         cancellation, framing = self._cancellation, self._framing
         cancellation.unlisten(wire.interrupt)
         whole = framing is not None and framing.done and not framing.surplus and not self._received
-        if whole and self._keeps_alive and cancellation.reason is None:
+        if whole and self._keeps_alive and self._sent_whole and cancellation.reason is None:
             self._pool.give_back(wire)
         else:
             wire.close()
@@ -246,6 +248,7 @@ class Exchange:
             raise self._timed_out("first byte", self._patience.first_byte_timeout_s) from None
         if not self._received:
             raise broken or WireBroken("the provider hung up without an answer")
+        self._sent_whole = broken is None
 
     def _read_head(self, wire: Wire) -> AnswerHead:
         received = self._received

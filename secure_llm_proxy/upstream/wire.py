@@ -25,12 +25,14 @@ from gevent import get_hub
 from gevent.monkey import get_original
 
 from secure_llm_proxy.foundation.loop_socket import LoopSocket
+from secure_llm_proxy.upstream.name_lookup import lookup_of
 
 if TYPE_CHECKING:
     import select
     from collections.abc import Callable
 
     from secure_llm_proxy.upstream.endpoint import Endpoint
+    from secure_llm_proxy.upstream.name_lookup import Address
 
 _READ_BYTES = 65_536
 # no record holds more
@@ -38,8 +40,6 @@ _RECORD_BYTES = 16_384
 _WRITE_BYTES = 262_144
 _ADDRESSES_MAX = 8
 _POLLIN = 1
-
-_Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
 
 class WireBroken(Exception):
@@ -233,38 +233,28 @@ class Wire:
         if self._on_stirred is not None:
             self._on_stirred(self)
 
-    def _addresses(self, deadline_s: float) -> list[_Address]:
+    def _addresses(self, deadline_s: float) -> list[Address]:
         host, port = self._endpoint.host, self._endpoint.port
         if self._endpoint.is_literal:
             return [(socket.AF_INET6, (host, port, 0, 0)) if ":" in host else (socket.AF_INET, (host, port))]
-        found: list[_Address] = []
-        failures: list[str] = []
         self._resolved = resolved = threading.Event()
-
-        def look_up() -> None:
-            # the resolver knows no timeout, hence a thread (a greenlet under the patch) that may be left behind
-            try:
-                for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                    if family in (socket.AF_INET, socket.AF_INET6):
-                        found.append((family, address))  # type: ignore[arg-type]
-            except (OSError, UnicodeError) as error:
-                failures.append(str(error))
-            finally:
-                resolved.set()
-
-        threading.Thread(target=look_up, name="upstream-name-lookup", daemon=True).start()
-        # an interruption before the event was made known has left its flag
-        in_time = self._interrupted or resolved.wait(_left(deadline_s))
-        self._resolved = None
+        lookup = lookup_of(host, port)
+        lookup.tell(resolved)
+        try:
+            # an interruption before the event was made known has left its flag
+            in_time = self._interrupted or resolved.wait(_left(deadline_s))
+        finally:
+            lookup.waiting.pop(resolved, None)
+            self._resolved = None
         if self._interrupted:
             raise WireBroken("interrupted")
         if not in_time:
             raise WireTimedOut
-        if failures:
-            raise WireBroken(f"name lookup: {failures[0]}")
-        return found[:_ADDRESSES_MAX]
+        if lookup.failure is not None:
+            raise WireBroken(f"name lookup: {lookup.failure}")
+        return lookup.found[:_ADDRESSES_MAX]
 
-    def _connect(self, address: _Address, deadline_s: float) -> None:
+    def _connect(self, address: Address, deadline_s: float) -> None:
         family, where = address
         raw = _socket.socket(family, socket.SOCK_STREAM)
         # known to `interrupt` before it waits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -74,7 +75,7 @@ class EventStream:
             return self._present_end() + DONE
         except ClientGone:
             self._ended = True
-            raise StopIteration from None
+            raise _cut_short() from None
         except ProxyError as error:
             self._ended = True
             return _error_event(error)
@@ -111,9 +112,7 @@ class EventStream:
             self._stream.relay(send, flush)
             last = self._present_end() + DONE
         except ClientGone:
-            if broken is not None:
-                raise broken from None
-            return
+            raise broken or _cut_short() from None
         except ProxyError as error:
             last = _error_event(error)
         if not sink.send(last):
@@ -169,6 +168,11 @@ def answer_json(body: object, headers: list[tuple[str, str]]) -> Answer:
 def refused(error: ProxyError, headers: list[tuple[str, str]]) -> Answer:
     """An error after what is known of the exchange."""
     return Answer(status_line(error.status), headers + error_headers(error), error_body(error))
+
+
+def _cut_short() -> OSError:
+    """For the server: hang up. A last chunk would say that the answer is whole, to one who only said that he asks no more."""
+    return ConnectionResetError(errno.ECONNRESET, "the client left before its answer was whole")
 
 
 def _error_event(error: ProxyError) -> bytes:

@@ -68,7 +68,12 @@ class HotDoors:
             start_response(answer.status, headers)
             return (body,)
         headers += arrival.missing_headers(headers)
-        start_response(answer.status, headers)
+        try:
+            start_response(answer.status, headers)
+        except BaseException:
+            # Nobody else will: its exchange is open.
+            body.close()
+            raise
         return body
 
     def _is_plain(self, environ: WSGIEnvironment) -> bool:

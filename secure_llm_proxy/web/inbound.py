@@ -127,10 +127,12 @@ def _is_json(content_type: str) -> bool:
 
 def _read_in_time(environ: WSGIEnvironment, length: int | None, limits: LimitSettings) -> bytes:
     try:
-        with gevent.Timeout(limits.body_timeout_s):
+        # As an `Exception`: gunicorn's body keeps in mind that its reading broke off, and never takes what still comes of it
+        # for a request. It does not see a `BaseException`, which `gevent.Timeout` is by itself.
+        with gevent.Timeout(limits.body_timeout_s, TimeoutError()):
             return _read_bounded(environ, length, limits)
-    except (gevent.Timeout, TimeoutError):
-        # The second is the worker's own bound on a socket, SEND_TIMEOUT_S, where that is shorter.
+    except TimeoutError:
+        # Ours, or the worker's own bound on a socket, SEND_TIMEOUT_S, where that is shorter.
         raise RequestTimeout("The request body did not arrive in time.") from None
     except ClientDisconnected:
         raise _left() from None

@@ -287,6 +287,27 @@ def _endless_body(line: socket.socket, going_on: Callable[[], bool]) -> None:
         line.sendall(b"x" * 1_000_000)
 
 
+def _a_head_without_end(line: socket.socket, going_on: Callable[[], bool]) -> None:
+    """A big head that is never finished, byte by byte: each is looked at with all that came before."""
+    line.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"\r" * 700_000)
+    _trickle(line, going_on)
+
+
+def _trailers_without_end(line: socket.socket, going_on: Callable[[], bool]) -> None:
+    """The same behind the last chunk of a body that nobody asked for."""
+    line.sendall(
+        b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-A: " + b"x" * 700_000
+    )
+    _trickle(line, going_on)
+
+
+def _trickle(line: socket.socket, going_on: Callable[[], bool]) -> None:
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while going_on():
+        line.sendall(b"x")
+        time.sleep(0.0005)
+
+
 def _read_away(line: socket.socket) -> None:
     with suppress(OSError):
         while line.recv(262_144):
@@ -294,7 +315,9 @@ def _read_away(line: socket.socket) -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", [_tiny_chunks, _pipelined_requests, _endless_body], ids=lambda attack: attack.__name__
+    "attack",
+    [_tiny_chunks, _pipelined_requests, _endless_body, _a_head_without_end, _trailers_without_end],
+    ids=lambda attack: attack.__name__,
 )
 def test_a_client_without_a_key_does_not_stop_the_worker_for_the_others(
     direct: RunningProxy, attack: Callable[[socket.socket, Callable[[], bool]], None]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -280,20 +282,27 @@ _WAITING = [
 ]
 
 
+def connected(proxy: RunningProxy) -> socket.socket:
+    parts = urlsplit(proxy.base_url)
+    return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=PATIENCE_S)
+
+
+def until_its_end(line: socket.socket) -> bytes:
+    """What the server says until it hangs up."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while piece := line.recv(65536):
+            received += piece
+    return received
+
+
 def exchange(proxy: RunningProxy, data: bytes, *, half_close: bool = False) -> bytes:
     """Send bytes as they are and return everything that comes back until the server hangs up."""
-    parts = urlsplit(proxy.base_url)
-    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=PATIENCE_S) as line:
+    with connected(proxy) as line:
         line.sendall(data)
         if half_close:
             line.shutdown(socket.SHUT_WR)
-        received = b""
-        try:
-            while piece := line.recv(65536):
-                received += piece
-        except ConnectionResetError:
-            return received
-        return received
+        return until_its_end(line)
 
 
 def answers_in(received: bytes, methods: list[bytes]) -> list[Said]:
@@ -389,6 +398,58 @@ def test_both_answer_alike_when_the_body_breaks_off(pair: Pair, request_sent: by
     hot, stock = both(pair, request_sent, half_close=True)
 
     assert hot == stock
+
+
+@pytest.mark.parametrize("stack", ["hot", "stock"])
+def test_what_comes_behind_a_body_that_took_too_long_is_never_a_request(pair: Pair, stack: str) -> None:
+    proxy: RunningProxy = getattr(pair, stack)
+    started = asking(OPENAI, b"40\r\nhello", CHUNKED, length=None, last=False).replace(b"KEY0", pair.keys[stack][0])
+
+    with connected(proxy) as line:
+        line.sendall(started)
+        answered = line.recv(65536)
+        # A front that has not seen the answer yet goes on with the body; another client's words may stand in it.
+        line.sendall(b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        rest = until_its_end(line)
+
+    assert answered.startswith(b"HTTP/1.1 408 ")
+    assert (answered + rest).count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("stack", ["hot", "stock"])
+def test_a_stream_cut_short_does_not_end_as_if_it_were_whole(pair: Pair, stack: str) -> None:
+    proxy: RunningProxy = getattr(pair, stack)
+    request = asking(OPENAI, of_model(Mode.HANG_MID_STREAM, stream=True)).replace(b"KEY0", pair.keys[stack][0])
+
+    with connected(proxy) as line:
+        line.sendall(request)
+        received = line.recv(65536)
+        while b"data: " not in received:
+            received += line.recv(65536)
+        # Nothing more will be asked; whoever says so counts as gone, and is owed no well-formed end.
+        line.shutdown(socket.SHUT_WR)
+        received += until_its_end(line)
+
+    assert b"[DONE]" not in received
+    assert not received.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("stack", ["hot", "stock"])
+def test_a_refusal_is_read_although_the_connection_ends_with_it(pair: Pair, stack: str) -> None:
+    proxy: RunningProxy = getattr(pair, stack)
+    head = (
+        b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        b"Content-Length: 4000000\r\n\r\n"
+    )
+
+    with connected(proxy) as line:
+        line.sendall(head % OPENAI.encode())
+        for _ in range(400):  # a client that reads only when it has said everything
+            line.sendall(b" " * 10_000)
+            time.sleep(0.001)
+        received = until_its_end(line)
+
+    assert received.startswith(b"HTTP/1.1 401 ")
 
 
 def test_what_is_compared_is_what_it_is_called(pair: Pair) -> None:

@@ -16,6 +16,7 @@ import gevent
 import pytest
 
 from secure_llm_proxy.audit import SocketJournal, initialise, log_lines
+from secure_llm_proxy.audit.carry import OPEN_BYTES_MAX, entry_bytes
 from secure_llm_proxy.audit.format import EndLine
 from secure_llm_proxy.audit.frames import COUNTER, HEAD, MAGIC, REFUSED, frame
 from secure_llm_proxy.foundation.errors import Unavailable
@@ -375,6 +376,34 @@ def test_one_worker_cannot_end_anothers_exchange(settings: AuditSettings, writer
         assert owner.answer() == 2 | REFUSED
         owner.send(frame(3, end, b""))
         assert owner.answer() == 3
+
+    assert writer.stop() == 0
+    assert check(settings).ok
+
+
+def test_no_more_exchanges_are_open_than_a_segments_first_line_can_carry(
+    settings: AuditSettings, writer: WriterProcess
+) -> None:
+    fit = OPEN_BYTES_MAX // entry_bytes("0" * 64, "0" * 64)
+    over = range(fit + 1, fit + 301)
+
+    def start(counter: int) -> bytes:
+        return frame(counter, b'{"ty":"llm.start","id":"%064d","rid":"%064d"}' % (counter, counter), b"")
+
+    with Peer(settings) as peer:
+        peer.answer()
+        peer.send(*(start(counter) for counter in range(1, over.stop)))
+        answers: list[int] = []
+        while answers.count(over.stop - 1 | REFUSED) == 0:
+            answers.append(peer.answer())
+        assert max(answer for answer in answers if not answer & REFUSED) == fit
+        assert [answer & ~REFUSED for answer in answers if answer & REFUSED] == list(over)
+
+        end = b'{"ty":"llm.end","id":"R2","rid":"%064d","sid":"%064d","st":"complete"}' % (1, 1)
+        peer.send(frame(over.stop, end, b""))
+        assert peer.answer() == over.stop
+        peer.send(start(over.stop + 1))
+        assert peer.answer() == over.stop + 1
 
     assert writer.stop() == 0
     assert check(settings).ok

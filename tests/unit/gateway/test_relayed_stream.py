@@ -13,6 +13,7 @@ from secure_llm_proxy.foundation.errors import (
     ClientGone,
     ErrorCode,
     InternalError,
+    NotQueued,
     ProxyError,
     Unavailable,
     UpstreamFailed,
@@ -267,6 +268,22 @@ def test_a_part_that_cannot_be_recorded_stops_the_stream_before_its_text_is_pass
     assert small.upstream.streams[0].given == 2
     # Something had been sent and said: the log must not claim otherwise.
     assert end_of(small).clear["st"] == "internal_error"
+    assert_closed_once(small, logs)
+
+
+def test_what_was_said_before_a_part_that_was_not_queued_is_in_the_end_record(logs: LogCapture) -> None:
+    small = make_house()
+    full = partial(NotQueued, "x", code=ErrorCode.AUDIT_UNAVAILABLE)
+    small.journal.refusal = stop_recording_at(AuditType.LLM_PART, error=full)
+    stream = stream_of(small, event_of("first "), event_of("x" * PART_BYTES), event_of("never"))
+
+    assert next(stream).text == "first "
+    with pytest.raises(NotQueued):
+        next(stream)
+    stream.close()
+
+    sealed = orjson.loads(end_of(small).body)
+    assert (sealed["text"], sealed["parts"]) == ("first " + "x" * PART_BYTES, 0)
     assert_closed_once(small, logs)
 
 

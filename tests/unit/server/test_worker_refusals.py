@@ -82,6 +82,10 @@ class Client:
     def __init__(self, error: OSError | None = None) -> None:
         self.sent = b""
         self.error = error
+        self.timeout_s: float | None = 0.0
+
+    def settimeout(self, seconds: float | None) -> None:
+        self.timeout_s = seconds
 
     def sendall(self, content: bytes) -> None:
         if self.error is not None:
@@ -91,7 +95,9 @@ class Client:
 
 def refuse(error: BaseException, client: Client, address: object = ("192.0.2.7", 40000)) -> None:
     """Ask the worker's method without a running gunicorn: it uses nothing of the worker."""
-    Worker.handle_error(Worker.__new__(Worker), None, client, address, error)
+    worker = Worker.__new__(Worker)
+    worker.send_timeout_s = 7.0
+    worker.handle_error(None, client, address, error)
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
@@ -101,6 +107,8 @@ def test_the_answer_is_whole_http_that_ends_the_connection_and_quotes_nothing(ki
     with LogCapture() as logs:
         refuse(make(kind), client)
 
+    # Between two requests gunicorn's sockets wait without limit, also for one that never reads.
+    assert client.timeout_s == 7.0
     head, _, body = client.sent.partition(b"\r\n\r\n")
     lines = head.decode("ascii").split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines[1:])

@@ -1,0 +1,93 @@
+"""A silent resolver: whoever waits, one lookup."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from secure_llm_proxy.upstream.endpoint import Endpoint, parse_endpoint
+from secure_llm_proxy.upstream.name_lookup import lookup_of
+from secure_llm_proxy.upstream.wire import Wire, WireBroken, WireTimedOut
+
+ADDRESS = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 9))
+
+
+class Resolver:
+    """Stands where the system's resolver does, and says nothing until it may."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.may_answer = threading.Event()
+        self.fails = False
+
+    def getaddrinfo(self, *_: object, **__: object) -> list[object]:
+        self.asked += 1
+        assert self.may_answer.wait(60)
+        if self.fails:
+            raise socket.gaierror(socket.EAI_AGAIN, "try again")
+        return [ADDRESS]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    standing_in = Resolver()
+    monkeypatch.setattr(socket, "getaddrinfo", standing_in.getaddrinfo)
+    yield standing_in
+    standing_in.may_answer.set()
+
+
+def opened(endpoint: Endpoint, patience_s: float) -> type[Exception] | None:
+    wire = Wire(endpoint, None)
+    try:
+        wire.open(time.monotonic() + patience_s)
+    except (WireBroken, WireTimedOut) as error:
+        return type(error)
+    finally:
+        wire.close()
+    return None
+
+
+def test_while_the_resolver_is_silent_one_lookup_waits_and_no_thread_piles_up(resolver: Resolver) -> None:
+    endpoint = parse_endpoint("http://silent.test:9/v1")
+    before = threading.active_count()
+
+    with ThreadPoolExecutor(8) as pool:
+        ended = list(pool.map(lambda _: opened(endpoint, 0.05), range(40)))
+        assert threading.active_count() <= before + 8 + 1
+
+    assert ended == [WireTimedOut] * 40
+    assert resolver.asked == 1
+
+
+def test_its_answer_is_everybodys_and_the_next_lookup_is_a_new_one(resolver: Resolver) -> None:
+    lookup = lookup_of("slow.test", 9)
+    events = [threading.Event() for _ in range(5)]
+    for event in events:
+        lookup_of("slow.test", 9).tell(event)
+
+    resolver.may_answer.set()
+
+    assert all(event.wait(60) for event in events)
+    late = threading.Event()
+    lookup.tell(late)
+    assert late.is_set()
+    assert lookup.found == [(socket.AF_INET, ("127.0.0.1", 9))]
+    assert lookup.failure is None
+    again = threading.Event()
+    lookup_of("slow.test", 9).tell(again)
+    assert again.wait(60)
+    assert resolver.asked == 2
+
+
+def test_a_failure_is_everybodys_too_and_not_kept(resolver: Resolver) -> None:
+    resolver.fails = True
+    resolver.may_answer.set()
+
+    assert opened(parse_endpoint("http://nobody.test:9/v1"), 60) is WireBroken
+    assert opened(parse_endpoint("http://nobody.test:9/v1"), 60) is WireBroken
+    assert resolver.asked == 2
