@@ -32,6 +32,7 @@ from secure_llm_proxy.audit.format import (
     Torn,
     clear_record,
     end_line,
+    glance_at_record,
     key_line,
     leaf,
     parse_line,
@@ -177,7 +178,16 @@ class Appender:
             first = self._first_line(file, raw, whole=whole)
             self.carry = Carry(first.carry)
             n, h, position, ended, failed = first.n, leaf(raw), len(raw) + 1, False, False
+            glanced: bytes | None = None
             for raw, whole in lines:
+                # 64 MiB were looked through, and found good, when the segment was closed: it takes 0.1 instead of 0.6 s so.
+                glance = glance_at_record(raw) if file.state is SegmentState.CLOSED and whole and not ended else None
+                if glance is not None:
+                    n, glanced, position = glance.n, raw, position + len(raw) + 1
+                    self.carry.apply(*glance[1:])
+                    continue
+                if glanced is not None:
+                    h, glanced = leaf(glanced), None
                 line = _parse_or_none(raw, first.features) if whole and not ended else None
                 if isinstance(line, EndLine) and line.reason == "fsync-error":
                     # Written without a sync after the disk had failed: a note for people, not a line of the log.
@@ -193,7 +203,7 @@ class Appender:
                 h, position, ended = leaf(raw), position + len(raw) + 1, isinstance(line, EndLine)
                 if isinstance(line, RecordLine):
                     self.carry.apply_line(line)
-        return n, h, position, ended, failed
+        return n, h if glanced is None else leaf(glanced), position, ended, failed
 
     def _first_line(self, file: SegmentFile, raw: bytes, *, whole: bool) -> SegmentLine:
         try:

@@ -12,7 +12,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import orjson
 
@@ -155,6 +155,18 @@ class RecordLine:
     nonce: bytes | None
     sealed: bytes | None
     plain: bytes | None
+
+
+class RecordGlance(NamedTuple):
+    """What a record means for what may follow it; `start` is the `sid` of an `llm.end`."""
+
+    n: int
+    worker: str
+    counter: int
+    type: str
+    id: str
+    exchange_id: str
+    start: ClearValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +381,27 @@ def parse_line(raw: bytes, features: tuple[str, ...] = ()) -> Line:
     if isinstance(kind, str) and kind in features:
         return NewerLine(n=_integer(members.get("n")), kind=kind, p=_hash(members.get("p")))
     raise FormatError("the line is of no known kind")
+
+
+def glance_at_record(raw: bytes) -> RecordGlance | None:
+    """A record line without a look at its content, its order or its hash: for lines that were found good before. None for any
+    other line, and where `parse_line` should judge.
+    """
+    if not raw.startswith(b'{"k":"rec",'):
+        return None
+    try:
+        members = orjson.loads(raw)
+        n, kind, identifier, exchange = members["n"], members["ty"], members["id"], members["rid"]
+        worker = _WORKER.fullmatch(members["w"])
+        start = members.get("sid")
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    if worker is None or not _is_identifier(identifier) or not _is_identifier(exchange):
+        return None
+    counter = int(worker[2])
+    if counter >= _COUNTER_MAX or type(kind) is not str or type(n) is not int or type(start) not in _CLEAR_TYPES:
+        return None
+    return RecordGlance(n, worker[1], counter, kind, identifier, exchange, start)
 
 
 def _record(members: dict[str, Any], raw: bytes) -> RecordLine:

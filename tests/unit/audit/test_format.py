@@ -26,6 +26,7 @@ from secure_llm_proxy.audit.format import (
     check_metadata,
     clear_record,
     end_line,
+    glance_at_record,
     key_line,
     leaf,
     parse_line,
@@ -112,6 +113,7 @@ def test_a_record_reads_back_as_it_was_written(clear: dict[str, ClearValue], bod
     assert record.clear == clear
     assert record.p == HASH
     assert (record.sealed if sealed else record.plain) == body
+    assert glance_at_record(line) == (7, WORKER, 3, "llm.refused", "R1", "exc_1", clear.get("sid"))
 
 
 def test_the_sealed_header_ends_with_the_chain() -> None:
@@ -244,6 +246,34 @@ def test_a_segment_line_in_another_form_is_refused(old: bytes, new: bytes) -> No
 def test_no_bytes_make_the_parser_fail_otherwise(line: bytes) -> None:
     with contextlib.suppress(FormatError, NewerVersion):
         parse_line(line)
+    assert glance_at_record(line) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"n":7', b'"n":7.0'),
+        (b'"n":7', b'"n":"7"'),
+        (b'"n":7', b'"n":true'),
+        (b'"w":"ab', b'"w":"AB'),
+        (b'"w":"', b'"w":["'),
+        (WORKER.encode() + b".3", WORKER.encode() + b".0"),
+        (WORKER.encode() + b".3", WORKER.encode() + b".9223372036854775808"),
+        (b'"ty":"llm.refused"', b'"ty":1'),
+        (b'"id":"R1"', b'"id":"R 1"'),
+        (b'"id":"R1"', b'"no":"R1"'),
+        (b'"rid":"exc_1"', b'"rid":null'),
+        (b'"mdl":"demo"', b'"sid":["R1"]'),
+        (b'"mdl":"demo"', b'"sid":1.5'),
+        (b'"k":"rec"', b'"k":"end"'),
+        (b'"}', b'"'),
+    ],
+)
+def test_a_glance_leaves_what_is_not_as_it_should_be_to_the_parser(old: bytes, new: bytes) -> None:
+    assert glance_at_record(GOOD) is not None
+    assert old in GOOD
+
+    assert glance_at_record(GOOD.replace(old, new)) is None
 
 
 @given(
