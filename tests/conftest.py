@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gevent._hub_local import get_hub_if_exists
 
 from tests.support.certificates import Certificate, make_certificate
 from tests.support.nginx import PrivateNginx
@@ -56,6 +57,16 @@ def _is_loopback(host: object) -> bool:
 def pytest_configure() -> None:
     """The guard is up before the first test module is imported, and for the whole run: an audit hook cannot be removed."""
     sys.addaudithook(_refuse_outside)
+
+
+@pytest.fixture(autouse=True)
+def _event_loop_knows_the_time() -> None:
+    """gevent's loop stands still while tests without it run, and its clock with it: `joinall(timeout=60)` of a test that comes
+    minutes later would be over at once. (`gevent.Timeout`, which the product uses, looks at the clock itself.)
+    """
+    hub = get_hub_if_exists()
+    if hub is not None:
+        hub.loop.update_now()
 
 
 @pytest.fixture(scope="session")
