@@ -180,7 +180,8 @@ class Appender:
             n, h, position, ended, failed = first.n, leaf(raw), len(raw) + 1, False, False
             glanced: bytes | None = None
             for raw, whole in lines:
-                # 64 MiB were looked through, and found good, when the segment was closed: it takes 0.1 instead of 0.5 s so.
+                # 64 MiB were looked through, and found good, when the segment was closed: it takes 0.06 instead of 0.2 s so,
+                # and more where records are short (3 instead of 13 µs a line).
                 glance = glance_at_record(raw) if file.state is SegmentState.CLOSED and whole and not ended else None
                 if glance is not None:
                     n, glanced, position = glance.n, raw, position + len(raw) + 1

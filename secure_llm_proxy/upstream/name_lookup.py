@@ -6,6 +6,7 @@ gevent's patch) behind while the resolver is silent.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 
@@ -13,6 +14,8 @@ Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int
 
 # Those under way. Each step on it, and on a lookup's `waiting`, is one step of the interpreter: no lock.
 _lookups: dict[tuple[str, int], Lookup] = {}
+# A forked child has none of its parent's threads: nobody would ever answer there.
+os.register_at_fork(after_in_child=_lookups.clear)
 
 
 class Lookup:

@@ -45,8 +45,8 @@ def status_line(status: int) -> str:
 
 class EventStream:
     """The body of a stream: one `data:` line per event, `[DONE]` after the exchange is recorded, an `error` event when it
-    breaks off. Our worker asks it to `relay` itself, any other server iterates it; both call `close()` whatever
-    happens, also when the client left.
+    breaks off, `ConnectionResetError` when its client is gone. Our worker asks it to `relay` itself, any other server
+    iterates it; both call `close()` whatever happens, also when the client left.
     """
 
     def __init__(

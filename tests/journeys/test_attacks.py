@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -294,11 +294,19 @@ def _a_head_without_end(line: socket.socket, going_on: Callable[[], bool]) -> No
 
 
 def _trailers_without_end(line: socket.socket, going_on: Callable[[], bool]) -> None:
-    """The same behind the last chunk of a body that nobody asked for."""
-    line.sendall(
-        b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-A: " + b"x" * 700_000
-    )
-    _trickle(line, going_on)
+    """The same behind the last chunk of a body that nobody asked for. That is read for 5 s at most, so on eight connections."""
+    with ExitStack() as opened, ThreadPoolExecutor(8) as pool:
+        others = [opened.enter_context(socket.create_connection(line.getpeername(), timeout=30)) for _ in range(7)]
+        list(pool.map(lambda each: _trailer_without_end(each, going_on), [line, *others]))
+
+
+def _trailer_without_end(line: socket.socket, going_on: Callable[[], bool]) -> None:
+    with suppress(OSError):
+        line.sendall(
+            b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-A: "
+            + b"\r" * 700_000
+        )
+        _trickle(line, going_on)
 
 
 def _trickle(line: socket.socket, going_on: Callable[[], bool]) -> None:

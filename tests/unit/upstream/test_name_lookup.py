@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -62,6 +63,22 @@ def test_while_the_resolver_is_silent_one_lookup_waits_and_no_thread_piles_up(re
 
     assert ended == [WireTimedOut] * 40
     assert resolver.asked == 1
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_lookup(resolver: Resolver) -> None:
+    under_way = lookup_of("forked.test", 9)
+
+    child = os.fork()
+    if child == 0:
+        resolver.may_answer = threading.Event()
+        resolver.may_answer.set()
+        told = threading.Event()
+        lookup_of("forked.test", 9).tell(told)
+        os._exit(0 if told.wait(30) else 1)
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert not under_way.done
 
 
 def test_its_answer_is_everybodys_and_the_next_lookup_is_a_new_one(resolver: Resolver) -> None:
