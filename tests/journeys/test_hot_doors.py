@@ -299,9 +299,11 @@ def until_its_end(line: socket.socket) -> bytes:
 def exchange(proxy: RunningProxy, data: bytes, *, half_close: bool = False) -> bytes:
     """Send bytes as they are and return everything that comes back until the server hangs up."""
     with connected(proxy) as line:
-        line.sendall(data)
-        if half_close:
-            line.shutdown(socket.SHUT_WR)
+        # A server that has refused already may have reset the connection; what it said is there to be read all the same.
+        with suppress(OSError):
+            line.sendall(data)
+            if half_close:
+                line.shutdown(socket.SHUT_WR)
         return until_its_end(line)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -104,9 +105,11 @@ class GunicornServer:
     def exchange(self, *pieces: bytes) -> bytes:
         """Send `pieces`, nothing more, and return everything that comes until the server hangs up."""
         with self.connect() as line:
-            for piece in pieces:
-                line.sendall(piece)
-            line.shutdown(socket.SHUT_WR)
+            # A server that has refused already may have reset the connection; what it said is there to be read all the same.
+            with contextlib.suppress(OSError):
+                for piece in pieces:
+                    line.sendall(piece)
+                line.shutdown(socket.SHUT_WR)
             return rest_of(line)
 
     def told(self) -> list[str]:
