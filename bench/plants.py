@@ -20,6 +20,7 @@ from secure_llm_proxy.foundation.clock import SystemClock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.identifiers import new_exchange_id, new_record_id, new_user_id
 from secure_llm_proxy.foundation.secret_values import derive_key
+from secure_llm_proxy.identity import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID
 from secure_llm_proxy.identity.accounts import UserStatus
 from secure_llm_proxy.identity.api_keys import digest_of, draw_api_key
 from secure_llm_proxy.identity.models import ApiKeyRow, UserRow
@@ -57,6 +58,7 @@ def plant_keys(environment: Mapping[str, str], count: int) -> list[str]:
                     "email": f"{name}@example.org",
                     "role": Role.MEMBER.value,
                     "status": UserStatus.ACTIVE.value,
+                    "organisation_id": DEFAULT_ORGANISATION_ID,
                     "created_at": now,
                     "updated_at": now,
                 }
@@ -67,7 +69,9 @@ def plant_keys(environment: Mapping[str, str], count: int) -> list[str]:
             {
                 "id": drawn.id,
                 "kid": drawn.kid,
+                "kind": "live",
                 "user_id": users[-1]["id"],
+                "project_id": DEFAULT_PROJECT_ID,
                 "name": f"key-{number}",
                 "digest": digest_of(pepper, drawn.secret),
                 "scopes": [SCOPE_CHAT],

@@ -20,11 +20,15 @@ from secure_llm_proxy.identity.accounts import (
 )
 from secure_llm_proxy.identity.api_keys import DrawnKey, Kid, draw_api_key, kid_of
 from secure_llm_proxy.identity.identification import Identity
-from secure_llm_proxy.identity.names import Role, role_named
+from secure_llm_proxy.identity.names import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID, Role, role_named
 from secure_llm_proxy.identity.passwords import PasswordHash
+from secure_llm_proxy.identity.permissions import ROLE_PERMISSIONS, Permission, may, may_act_on
 from secure_llm_proxy.identity.revocations import announce_revocation, listen_for_revocations
 
 __all__ = [
+    "DEFAULT_ORGANISATION_ID",
+    "DEFAULT_PROJECT_ID",
+    "ROLE_PERMISSIONS",
     "SCOPES",
     "Accounts",
     "ApiKey",
@@ -34,6 +38,7 @@ __all__ = [
     "Kid",
     "OneTimeToken",
     "PasswordHash",
+    "Permission",
     "Role",
     "TokenPurpose",
     "User",
@@ -42,5 +47,7 @@ __all__ = [
     "draw_api_key",
     "kid_of",
     "listen_for_revocations",
+    "may",
+    "may_act_on",
     "role_named",
 ]

@@ -20,6 +20,8 @@ from secure_llm_proxy.foundation.identifiers import KeyId, UserId, new_user_id, 
 from secure_llm_proxy.identity.api_keys import DrawnKey, Kid, digest_of, draw_api_key, is_kid, kid_of, random_base62
 from secure_llm_proxy.identity.models import ApiKeyRow, SetupTokenRow, UserRow
 from secure_llm_proxy.identity.names import (
+    DEFAULT_ORGANISATION_ID,
+    DEFAULT_PROJECT_ID,
     Role,
     checked_email,
     checked_name,
@@ -151,6 +153,7 @@ class Accounts:
             role=role_named(role),
             status=UserStatus.ACTIVE,
             password_hash=password,
+            organisation_id=DEFAULT_ORGANISATION_ID,
             created_at=now,
             updated_at=now,
         )
@@ -246,7 +249,9 @@ class Accounts:
         row = ApiKeyRow(
             id=drawn.id,
             kid=drawn.kid,
+            kind="live",
             user=user,
+            project_id=DEFAULT_PROJECT_ID,
             name=checked_name(name),
             digest=digest_of(self._pepper, drawn.secret),
             scopes=list(checked_scopes(scopes)),

@@ -3,7 +3,8 @@
 Each change advances the one row of `identity_revision` and stamps the key (or user) in `identity_changes` with it, in the
 changing transaction itself. On PostgreSQL that row's lock orders such transactions by their commit: who reads revision R
 sees every change up to R, which a sequence would not promise. `last_used_at`, names and passwords advance nothing, and
-neither does a new key, which nobody can remember yet.
+neither does a new key, which nobody can remember yet. What touches very many keys at once (a project, a kill switch) is
+noted as a change of every key.
 
 The migrations hold their own copy; a test compares the two. Source: docs/decisions/0005.
 """
@@ -12,8 +13,15 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, MetaData, event
 
-_KEY_COLUMNS = "kid, user_id, digest, scopes, models, requests_per_minute, expires_at, revoked_at"
-_USER_COLUMNS = "id, role, status"
+from secure_llm_proxy.identity.names import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID
+
+EVERY_KEY = "*"
+_KEY_COLUMNS = (
+    "kid, kind, user_id, project_id, digest, scopes, models, requests_per_minute, burst, concurrent, tokens_max, "
+    "allowed_addresses, allowed_agents, expires_at, revoked_at, quarantined_at"
+)
+_USER_COLUMNS = "id, role, status, organisation_id"
+_PROJECT_COLUMNS = "id, organisation_id, status, requests_per_minute"
 
 
 def _noted_on_sqlite(subjects: str) -> str:
@@ -46,6 +54,16 @@ _SQLITE = (
             "SELECT id AS subject FROM users WHERE id = NEW.id OR username_normalised = NEW.username_normalised"
         )
     } END""",  # noqa: S608
+    f"""CREATE TRIGGER identity_notes_project_update AFTER UPDATE OF {_PROJECT_COLUMNS} ON projects BEGIN
+    {_noted_on_sqlite(f"SELECT '{EVERY_KEY}' AS subject")} END""",
+    f"""CREATE TRIGGER identity_notes_project_delete AFTER DELETE ON projects BEGIN
+    {_noted_on_sqlite(f"SELECT '{EVERY_KEY}' AS subject")} END""",
+    f"""CREATE TRIGGER identity_notes_kill AFTER INSERT ON kill_switches BEGIN
+    {_noted_on_sqlite(f"SELECT '{EVERY_KEY}' AS subject")} END""",
+    f"""CREATE TRIGGER identity_notes_kill_update AFTER UPDATE ON kill_switches BEGIN
+    {_noted_on_sqlite(f"SELECT '{EVERY_KEY}' AS subject")} END""",
+    f"""CREATE TRIGGER identity_notes_unkill AFTER DELETE ON kill_switches BEGIN
+    {_noted_on_sqlite(f"SELECT '{EVERY_KEY}' AS subject")} END""",
 )
 
 # The revision advances once per transaction (xmin): a thousand versions of one row in one transaction would cost
@@ -85,13 +103,35 @@ _POSTGRESQL = (
     FOR EACH STATEMENT EXECUTE FUNCTION note_api_key_change()""",
     f"""CREATE TRIGGER identity_notes_user AFTER UPDATE OF {_USER_COLUMNS} OR DELETE ON users
     FOR EACH ROW EXECUTE FUNCTION note_user_change()""",
+    f"""CREATE OR REPLACE FUNCTION note_change_of_every_key() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM note_identity_change(ARRAY['{EVERY_KEY}']);
+        RETURN NULL;
+    END $$""",
+    f"""CREATE TRIGGER identity_notes_project AFTER UPDATE OF {_PROJECT_COLUMNS} OR DELETE OR TRUNCATE ON projects
+    FOR EACH STATEMENT EXECUTE FUNCTION note_change_of_every_key()""",
+    """CREATE TRIGGER identity_notes_kill AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON kill_switches
+    FOR EACH STATEMENT EXECUTE FUNCTION note_change_of_every_key()""",
 )
-_FUNCTIONS = ("note_api_key_change()", "note_user_change()", "note_identity_change(varchar[])")
-_TABLES = {"users", "api_keys", "identity_revision", "identity_changes"}
+_FUNCTIONS = (
+    "note_api_key_change()",
+    "note_user_change()",
+    "note_change_of_every_key()",
+    "note_identity_change(varchar[])",
+)
+_TABLES = {"organisations", "projects", "users", "api_keys", "kill_switches", "identity_revision", "identity_changes"}
+_FIRST_ROWS = (
+    f"""INSERT INTO organisations (id, name, name_normalised, version, created_at, updated_at)
+    VALUES ('{DEFAULT_ORGANISATION_ID}', 'Default', 'default', 1, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)""",  # noqa: S608 -- constants of ours
+    f"""INSERT INTO projects (id, organisation_id, name, name_normalised, status, version, created_at, updated_at)
+    VALUES ('{DEFAULT_PROJECT_ID}', '{DEFAULT_ORGANISATION_ID}', 'Default', 'default', 'active', 1, CURRENT_TIMESTAMP,
+        CURRENT_TIMESTAMP)""",  # noqa: S608 -- constants of ours
+    "INSERT INTO identity_revision (id, revision) VALUES (1, 1)",
+)
 
 
 def install_with_tables(metadata: MetaData) -> None:
-    """Whoever makes the tables from the models gets the triggers and the first revision with them."""
+    """Whoever makes the tables from the models gets the triggers and the first rows with them."""
     event.listen(metadata, "after_create", _after_create)
     event.listen(metadata, "after_drop", _after_drop)
 
@@ -99,7 +139,8 @@ def install_with_tables(metadata: MetaData) -> None:
 def _after_create(_metadata: object, connection: Connection, **arguments: object) -> None:
     if not _made(arguments["tables"]) >= _TABLES:
         return
-    connection.exec_driver_sql("INSERT INTO identity_revision (id, revision) VALUES (1, 1)")
+    for statement in _FIRST_ROWS:
+        connection.exec_driver_sql(statement)
     for statement in _SQLITE if connection.dialect.name == "sqlite" else _POSTGRESQL:
         connection.exec_driver_sql(statement)
 

@@ -34,6 +34,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.identity.api_keys import Kid
+from secure_llm_proxy.identity.change_triggers import EVERY_KEY
 from secure_llm_proxy.identity.models import ApiKeyRow, IdentityChangeRow, IdentityRevisionRow, UserRow
 from secure_llm_proxy.identity.verified_keys import RECORD_SEPARATOR, KeyRecord, key_record
 
@@ -181,7 +182,7 @@ class KeyRegister:
         if revision < since:  # a backup was restored
             return Changes(revision, None)
         kids = [kid for (kid,) in self._changed_keys.rows(session, since=since)]
-        return Changes(revision, kids if len(kids) <= _CHANGES_MAX else None)
+        return Changes(revision, kids if len(kids) <= _CHANGES_MAX and EVERY_KEY not in kids else None)
 
     def _write_last_uses(self, session: Session, uses: Sequence[tuple[Kid, datetime]]) -> None:
         if self._database.is_sqlite:

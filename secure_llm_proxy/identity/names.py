@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from secure_llm_proxy.foundation.errors import OperatorError
 
+# The first organisation and its project: everybody's, until an operator makes others. Their ids sort before all others.
+DEFAULT_ORGANISATION_ID = "org_00000000000000000000000000"
+DEFAULT_PROJECT_ID = "prj_00000000000000000000000000"
 USERNAME_LENGTH_MAX = 64
 NAME_LENGTH_MAX = 100
 _EMAIL_LENGTH_MAX = 254

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event, insert, make_url, text
 
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, Unavailable
-from secure_llm_proxy.identity import Identity, IssuedKey
+from secure_llm_proxy.identity import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID, Identity, IssuedKey
 from secure_llm_proxy.identity.api_keys import checksum_of, digest_of
 from secure_llm_proxy.identity.models import ApiKeyRow, UserRow
 from secure_llm_proxy.settings.database_url import normalise_database_url
@@ -304,8 +304,9 @@ def test_a_key_put_in_place_of_another_is_seen(sqlite_room: IdentityRoom) -> Non
 
     run_sql(
         sqlite_room,
-        "REPLACE INTO api_keys SELECT id, kid, user_id, name, digest, scopes, models, requests_per_minute, created_at, "
-        "expires_at, '2026-11-21 00:00:00.000000', last_used_at FROM api_keys",
+        "REPLACE INTO api_keys (id, kid, kind, user_id, project_id, name, digest, scopes, version, created_at, expires_at, "
+        "revoked_at) SELECT id, kid, kind, user_id, project_id, name, digest, scopes, version, created_at, expires_at, "
+        "'2026-11-21 00:00:00.000000' FROM api_keys",
     )
     sqlite_room.clock.advance(2)
 
@@ -492,7 +493,13 @@ def test_of_a_hundred_thousand_keys_those_in_use_are_looked_up_page_by_page_and_
 def plant_keys(room: IdentityRoom, count: int) -> list[str]:
     """`count` keys of one user, of a cheaper make than the product's own."""
     now = room.clock.now()
-    user = {"id": "usr_planted", "username": "planted", "username_normalised": "planted", "email": "p@example.org"}
+    user = {
+        "id": "usr_planted",
+        "username": "planted",
+        "username_normalised": "planted",
+        "email": "p@example.org",
+        "organisation_id": DEFAULT_ORGANISATION_ID,
+    }
     keys, rows = [], []
     for number in range(count):
         kid = f"{secrets.token_hex(2)[:3]}{number:05d}"
@@ -502,7 +509,9 @@ def plant_keys(room: IdentityRoom, count: int) -> list[str]:
             {
                 "id": f"key_{number}",
                 "kid": kid,
+                "kind": "live",
                 "user_id": user["id"],
+                "project_id": DEFAULT_PROJECT_ID,
                 "name": "planted",
                 "digest": digest_of(PEPPER, keys[-1]),
                 "scopes": ["chat"],

@@ -30,7 +30,11 @@ from secure_llm_proxy.settings.database_url import normalise_database_url
 from tests.support.postgresql import PrivatePostgreSQL
 
 ROOT = MIGRATIONS.parent
-TABLES = {"users", "api_keys", "setup_tokens", "identity_revision", "identity_changes"}
+TABLES = {
+    "users", "api_keys", "setup_tokens", "identity_revision", "identity_changes", "organisations", "projects",
+    "project_members", "kill_switches", "totp_factors", "recovery_codes", "sessions", "login_troubles", "known_devices",
+}  # fmt: skip
+KEPT_WHILE_REFERRED_TO = {"api_keys", "users", "projects"}
 assert secure_llm_proxy.identity.models  # the tables join Model.metadata when the module is imported
 
 
@@ -98,7 +102,7 @@ def test_the_migrated_schema_holds_what_the_comparison_does_not_look_at(database
         assert named == {constraint.name for constraint in table.constraints if isinstance(constraint, CheckConstraint)}
         assert inspector.get_pk_constraint(name)["name"] == f"pk_{name}"
         for key in inspector.get_foreign_keys(name):
-            assert key["options"].get("ondelete") == ("RESTRICT" if name == "api_keys" else "CASCADE")
+            assert key["options"].get("ondelete") == ("RESTRICT" if name in KEPT_WHILE_REFERRED_TO else "CASCADE")
         if not database.is_sqlite:
             told = {column["name"]: column.get("comment") for column in inspector.get_columns(name)}
             assert told == {column.name: column.comment for column in table.columns}
@@ -129,7 +133,7 @@ def test_tables_made_from_the_models_have_the_migrated_schemas_triggers(database
     Model.metadata.drop_all(database.engine)
 
     assert made == migrated
-    assert len(made) == 6
+    assert len(made) == (11 if database.is_sqlite else 9)
     assert revision == 1
     assert after_downgrade == triggers(database) == set()
 
@@ -161,6 +165,43 @@ def test_users_and_keys_survive_the_revision_that_notes_their_changes_both_ways(
 
     assert [tuple(row) for row in noted] == [("kidaaaaa", 2)]
     assert [tuple(row) for row in left] == [("kidaaaaa", 7, "locked")]
+
+
+def test_users_and_keys_join_the_first_project_and_what_0002_cannot_say_is_revoked(database: Database) -> None:
+    run_migrations(database.engine, "upgrade", "0002")
+    moment = "2026-11-21 00:00:00.000000"
+    with database.engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO users VALUES ('usr_1', 'a', 'a', 'a@example.org', 'member', 'active', NULL, :at, :at)"),
+            {"at": moment},
+        )
+        for number in (1, 2, 3):
+            connection.execute(
+                text(
+                    "INSERT INTO api_keys VALUES (:id, :kid, 'usr_1', 'k', 'd', '[]', NULL, NULL, :at, :at, NULL, NULL)"
+                ),
+                {"id": f"key_{number}", "kid": f"kidaaaa{number}", "at": moment},
+            )
+
+    run_migrations(database.engine, "upgrade", "0003")
+    with database.engine.begin() as connection:
+        joined = connection.execute(text("SELECT DISTINCT project_id, kind, version FROM api_keys")).all()
+        connection.execute(text("UPDATE api_keys SET allowed_addresses = '[]' WHERE id = 'key_1'"))
+        connection.execute(
+            text("INSERT INTO kill_switches VALUES ('key_2', 'lost laptop', 'host:root', :at)"), {"at": moment}
+        )
+        noted = connection.execute(text("SELECT subject FROM identity_changes ORDER BY subject")).scalars().all()
+    run_migrations(database.engine, "downgrade", "0002")
+    with database.engine.begin() as connection:
+        alive = connection.execute(text("SELECT id FROM api_keys WHERE revoked_at IS NULL")).scalars().all()
+        connection.execute(text("DELETE FROM identity_changes"))
+        connection.execute(text("UPDATE api_keys SET requests_per_minute = 7 WHERE id = 'key_3'"))
+        noted_again = connection.execute(text("SELECT subject FROM identity_changes")).scalars().all()
+
+    assert [tuple(row) for row in joined] == [("prj_00000000000000000000000000", "live", 1)]
+    assert noted == ["*", "kidaaaa1"]
+    assert alive == ["key_3"]
+    assert noted_again == ["kidaaaa3"]
 
 
 def test_upgrading_what_is_current_changes_nothing(database: Database) -> None:
