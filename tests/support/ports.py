@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
+from pathlib import Path
+
+_LOWEST = 20_000
+# The kernel gives out ports of its own from this range: to whoever connects and to whoever binds to port 0.
+_KERNEL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens; none is given twice in one test run."""
+    """A port of 127.0.0.1 on which nobody listens; none is given twice in one test run.
+
+    It lies below what the kernel gives out, so that nobody gets it until the server that is told of it listens, or while a
+    server is down that will come back to it. (Where the kernel's range leaves no room, it is one of the kernel's.)
+    """
     while True:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            try:
+                probe.bind(("127.0.0.1", _candidate()))
+            except OSError:
+                continue
             port = int(probe.getsockname()[1])
         if port not in _given:
             _given.add(port)
             return port
+
+
+def _candidate() -> int:
+    room = int(_KERNEL_RANGE.read_text("ascii").split()[0]) - _LOWEST
+    # Not by `random`, which two runs at the same time may have seeded alike.
+    return _LOWEST + secrets.randbelow(room) if room > 1000 else 0
 
 
 def is_open(port: int) -> bool:
