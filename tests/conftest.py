@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from gevent._hub_local import get_hub_if_exists
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from tests.support.certificates import Certificate, make_certificate
 from tests.support.nginx import PrivateNginx
@@ -22,6 +24,10 @@ from tests.support.postgresql import PrivatePostgreSQL
 from tests.support.provider import Provider
 from tests.support.redis_server import PrivateRedis
 from tests.support.running_proxy import RunningProxy
+
+# No example is refused for taking long, neither to draw nor to run (by default 0.2 s): the machine may be busy.
+hypothesis_settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("patient")
 
 # Roomy limits: journeys share one address and often one key. Tests of limits start a proxy of their own.
 ROOMY = {"RATE_LIMIT_PER_MINUTE": "6000", "RATE_LIMIT_BURST": "1000"}

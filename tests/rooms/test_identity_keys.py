@@ -159,7 +159,9 @@ def test_unknown_keys_and_wrong_secrets_are_refused_in_the_same_words(room: Iden
     assert worker.identify((key.secret,)).key_id == key.api_key.kid
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(position=strategies.integers(18, 49), replacement=strategies.sampled_from(BASE62))
 def test_a_secret_with_one_character_changed_and_its_checksum_mended_is_refused(
     sqlite_room: IdentityRoom, position: int, replacement: str

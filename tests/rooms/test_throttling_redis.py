@@ -90,7 +90,9 @@ _step = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(key_class=_small, address_class=_small, steps=st.lists(_step, max_size=40))
 def test_redis_and_a_process_give_the_same_answers(
     server: PrivateRedis,

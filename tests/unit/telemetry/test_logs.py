@@ -291,7 +291,7 @@ def test_the_level_is_kept_and_chatty_libraries_are_quiet(tmp_path: Path) -> Non
     assert len(lines_of(tmp_path / "app.log")) == 1
 
 
-@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.text(max_size=40) | st.sampled_from(HOSTILE), min_size=1, max_size=20))
 def test_there_are_as_many_lines_as_events(tmp_path: Path, values: list[str]) -> None:
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
