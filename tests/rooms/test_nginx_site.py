@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
@@ -119,7 +119,9 @@ def exchange(site: PrivateNginx, raw: bytes, *, tls: bool = True) -> tuple[int, 
     with socket.create_connection(("127.0.0.1", site.port), PATIENCE_S) as plain:
         wrapped = context_of(site).wrap_socket(plain, server_hostname="localhost") if tls else plain
         with wrapped as connection:
-            connection.sendall(raw)
+            # nginx may have refused and hung up before it was told everything; its answer is there to be read all the same.
+            with suppress(OSError):
+                connection.sendall(raw)
             with closing(http.client.HTTPResponse(connection)) as answer:
                 answer.begin()
                 return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()

@@ -7,7 +7,7 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -75,7 +75,10 @@ def ask(
     if key is not None:
         sent.setdefault("Authorization", f"Bearer {key}")
     with connection_to(proxy) as connection:
-        connection.request(method, path, body=data, headers=sent)
+        connection.connect()
+        # Whoever is refused early may find the line cut while still speaking; the answer is there to be read all the same.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.request(method, path, body=data, headers=sent)
         answer = connection.getresponse()
         return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
 
@@ -103,7 +106,9 @@ def send_raw(proxy: RunningProxy, data: bytes) -> bytes:
     with socket.create_connection((parts.hostname, parts.port or 443), timeout=CLIENT_PATIENCE_S) as plain:
         context = proxy.client_tls()
         with context.wrap_socket(plain, server_hostname=parts.hostname) if context else plain as line:
-            line.sendall(data)
+            # A server that has refused already may have reset the connection; what it said is there to be read.
+            with suppress(OSError):
+                line.sendall(data)
             received = b""
             try:
                 while chunk := line.recv(65536):
