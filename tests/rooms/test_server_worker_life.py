@@ -9,9 +9,9 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -78,11 +78,11 @@ def test_a_head_that_trickles_is_not_waited_for(worker: str, tmp_path: Path) -> 
 
 
 def test_an_idle_connection_is_closed_and_one_in_use_is_not(worker: str, tmp_path: Path) -> None:
-    with GunicornServer(tmp_path, worker, keepalive=2) as server, server.connect() as line:
-        for _ in range(4):
+    with GunicornServer(tmp_path, worker, keepalive=3) as server, server.connect() as line:
+        for _ in range(7):
             line.sendall(get("/ignore"))
             assert answer_of(line).endswith(b"ignored")
-            time.sleep(0.7)
+            time.sleep(0.5)
 
         assert rest_of(line) == b""
 
@@ -122,7 +122,7 @@ def test_a_worker_is_replaced_after_its_number_of_requests(worker: str, tmp_path
 
 def test_a_stop_answers_what_runs_and_what_still_comes_and_closes_what_is_idle(worker: str, tmp_path: Path) -> None:
     with (
-        GunicornServer(tmp_path, worker, graceful_timeout=20) as server,
+        GunicornServer(tmp_path, worker, graceful_timeout=90) as server,
         server.connect() as running,
         server.connect() as used,
         server.connect() as idle,
@@ -133,20 +133,20 @@ def test_a_stop_answers_what_runs_and_what_still_comes_and_closes_what_is_idle(w
             answer_of(line)
         running.sendall(get("/sleep?3"))
         wait_until(lambda: "asleep" in server.told(), what="it runs")
-        begun_s = time.monotonic()
 
         os.kill(server.pid, signal.SIGTERM)
-        time.sleep(0.5)
-        used.sendall(get("/ignore"))
+        answer = b""
+        while b"Connection: close" not in answer:  # until the worker has heard of it
+            used.sendall(get("/ignore"))
+            answer = answer_of(used)
+            assert answer.endswith(b"ignored")
 
-        answer = answer_of(used)
-        assert answer.endswith(b"ignored")
-        assert b"Connection: close" in answer
+        assert rest_of(used) == b""
         assert rest_of(idle) == b""
         assert rest_of(fresh) == b""
         assert answer_of(running).endswith(b"slept")
+        # Long before the time is up that running requests have.
         wait_until(server.has_ended, what="the server has ended")
-        assert time.monotonic() - begun_s < 15
 
 
 def test_a_stop_does_not_wait_longer_than_it_may(worker: str, tmp_path: Path) -> None:
@@ -264,15 +264,17 @@ def test_a_client_that_never_pauses_does_not_stop_the_others(worker: str, tmp_pa
     with GunicornServer(tmp_path, worker) as server, server.connect() as greedy:
         over = threading.Event()
 
-        def ask_on() -> None:
-            while not over.is_set():
-                greedy.sendall(get("/ignore") * 300)
+        def until_over(step: Callable[[], object]) -> None:
+            try:
+                while not over.is_set():
+                    assert step() != b"" or over.is_set(), "the server hung up"
+            except OSError:  # cut below
+                assert over.is_set()
 
-        def read_on() -> None:
-            while not over.is_set() and greedy.recv(1 << 18):
-                pass
-
-        threads = [threading.Thread(target=ask_on), threading.Thread(target=read_on)]
+        threads = [
+            threading.Thread(target=until_over, args=[lambda: greedy.sendall(get("/ignore") * 300)]),
+            threading.Thread(target=until_over, args=[lambda: greedy.recv(1 << 18)]),
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -280,6 +282,8 @@ def test_a_client_that_never_pauses_does_not_stop_the_others(worker: str, tmp_pa
                 assert server.exchange(get("/ignore")).endswith(b"ignored")
         finally:
             over.set()
-            threads[0].join(30)
-            greedy.shutdown(socket.SHUT_RDWR)
-            threads[1].join(30)
+            # Whoever waits to send or to receive would wait on: nobody reads any more, nothing comes.
+            with suppress(OSError):
+                greedy.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join(30)
