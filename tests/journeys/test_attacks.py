@@ -331,7 +331,7 @@ def test_a_client_without_a_key_does_not_stop_the_worker_for_the_others(
     direct: RunningProxy, attack: Callable[[socket.socket, Callable[[], bool]], None]
 ) -> None:
     over = threading.Event()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     served_meanwhile: list[int] = []
 
     def flood() -> None:
@@ -371,6 +371,7 @@ def test_a_client_without_a_key_does_not_stop_the_worker_for_the_others(
 def test_a_list_of_wrong_items_costs_about_its_own_size(direct: RunningProxy, door: str, body: bytes) -> None:
     key = direct.shared_api_key
     [worker] = direct.worker_pids()
+    ask(direct, "POST", door, key=key, body=_chat("warm"))  # a worker that has just come is still loading its modules
     Path(f"/proc/{worker}/clear_refs").write_text("5", "ascii")  # forget the highest mark of memory (proc(5))
     before_kib = _memory_kib(worker, "VmRSS")
 
@@ -659,8 +660,9 @@ def test_a_forwarded_address_that_nobody_vouches_for_changes_nothing(direct: Run
 
 
 def logged_by(proxy: RunningProxy) -> list[dict[str, object]]:
-    """Workers write their lines together, up to 20 ms late."""
-    return [json.loads(line) for line in (proxy.instance / "log" / "app.jsonl").read_text("utf-8").splitlines()]
+    """Every whole line. Workers write theirs together, up to 20 ms late."""
+    text = (proxy.instance / "log" / "app.jsonl").read_text("utf-8")
+    return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
 
 
 def test_what_clients_write_never_makes_a_line_of_its_own(attacked: RunningProxy) -> None:
@@ -691,8 +693,10 @@ def test_what_clients_write_never_makes_a_line_of_its_own(attacked: RunningProxy
     )
     lines = logged_by(attacked)
     assert [sum(line.get("request_id") == request_id for line in lines) for request_id in ids] == [1] * len(ids)
-    text = (attacked.instance / "log" / "app.log").read_bytes()
-    assert text.count(b"\n") == len(lines)
+    log = attacked.instance / "log" / "app.log"
+    # Other lines may come meanwhile, to one file before the other.
+    wait_until(lambda: log.read_bytes().count(b"\n") == len(logged_by(attacked)), what="as many lines in both files")
+    text = log.read_bytes()
     assert not set(text) & {0x1B, 0x0D, 0x7F}
     assert "\u2028" not in text.decode()
 
@@ -749,7 +753,7 @@ def test_a_request_that_arrived_before_the_stop_is_answered(direct: RunningProxy
         answer = connection.getresponse()
 
     assert answer.status == 200
-    wait_until(lambda: worker not in direct.worker_pids(), what="the worker has ended")
+    wait_until(lambda: direct.worker_pids() not in {(worker,), ()}, what="another worker has come")
 
 
 def test_a_killed_supervisor_leaves_nobody_behind_and_a_second_one_is_refused(
