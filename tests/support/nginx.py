@@ -145,7 +145,7 @@ class PrivateNginx:
         log = self.directory / "output.log"
         with log.open("wb") as output:
             self._server = start_server(command, output=output)
-        wait_until_up(self._server, lambda: is_open(self.port), log=log)
+        wait_until_up(self._server, lambda: is_open(self.port) and is_open(self.plain_port), log=log)
         return self
 
     def __exit__(

@@ -228,11 +228,11 @@ class Provider:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def wait_for_requests(self, count: int, timeout_s: float = 10.0) -> bool:
+    def wait_for_requests(self, count: int, timeout_s: float = 30.0) -> bool:
         """True once `count` requests have arrived."""
         return _wait_until(lambda: len(self.received) >= count, timeout_s)
 
-    def wait_for_disconnect(self, timeout_s: float = 10.0) -> bool:
+    def wait_for_disconnect(self, timeout_s: float = 30.0) -> bool:
         """True once a client has hung up in the midst of an answer (since the last `clear`)."""
         return self._disconnected.wait(timeout_s)
 

@@ -120,9 +120,7 @@ class RunningProxy:
         finally:
             self._server = None
         try:
-            wait_until(
-                lambda: not any(_still_is(child) for child in children), what="every child has ended", seconds=15
-            )
+            wait_until(lambda: not any(_still_is(child) for child in children), what="every child has ended")
         except ServerFailed:
             left = [child for child in children if _still_is(child)]
             for child in left:
