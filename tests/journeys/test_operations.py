@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 
-from tests.support.clients import ask
+from tests.support.clients import Answer, ask
+from tests.support.programs import wait_until
 from tests.support.running_proxy import RunningProxy
 
 
@@ -26,15 +27,19 @@ def test_health_tells_a_stranger_no_more_than_it_must(proxy: RunningProxy) -> No
 
 def test_status_shows_counts_limits_and_relaxed_settings(proxy: RunningProxy, api_key: str) -> None:
     ask(proxy, "POST", "/chat", key=api_key, body={"prompt": "hi"})
+    told: list[Answer] = []
 
-    status = ask(proxy, "GET", "/security/status")
+    def all_is_well_and_counted() -> bool:
+        """Each worker counts up to 0.1 s late, and remembers for a minute that another test's provider failed."""
+        told.append(ask(proxy, "GET", "/security/status"))
+        metrics = told[-1].json["security_metrics"]
+        assert isinstance(metrics, dict)
+        return metrics["total_requests_processed"] >= 1 and told[-1].json["troubles"] == {}
 
-    assert status.status == 200
-    metrics = status.json["security_metrics"]
-    assert isinstance(metrics, dict)
-    assert metrics["total_requests_processed"] >= 1
-    assert status.json["relaxed_settings"] == []
-    assert status.json["troubles"] == {}
+    wait_until(all_is_well_and_counted, what="the request is counted and no trouble is told", seconds=90)
+
+    assert {status.status for status in told} == {200}
+    assert told[-1].json["relaxed_settings"] == []
 
 
 def test_metrics_count_exchanges_and_label_nothing_that_a_client_wrote(proxy: RunningProxy, api_key: str) -> None:
@@ -48,12 +53,16 @@ def test_metrics_count_exchanges_and_label_nothing_that_a_client_wrote(proxy: Ru
         body={"model": canary, "messages": [{"role": "user", "content": "x"}]},
     )
 
+    counted = (
+        b'http_requests_total{endpoint="/chat",status="200"}',
+        b'slp_refusals_total{code="model_not_found"}',
+        b"slp_overhead_seconds_bucket",
+    )
+    # Each worker counts up to 0.1 s late, and another one may be asked.
+    wait_until(lambda: all(name in ask(proxy, "GET", "/metrics").body for name in counted), what="both are counted")
     metrics = ask(proxy, "GET", "/metrics")
 
     text = metrics.body.decode()
     assert metrics.status == 200
-    assert 'http_requests_total{endpoint="/chat",status="200"}' in text
-    assert 'slp_refusals_total{code="model_not_found"}' in text
-    assert "slp_overhead_seconds_bucket" in text
     assert canary not in text
     assert api_key not in text

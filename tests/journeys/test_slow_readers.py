@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.conftest import ROOMY
 from tests.support.clients import ask
+from tests.support.programs import wait_until
 from tests.support.provider import Provider
 from tests.support.running_proxy import RunningProxy
 
@@ -33,4 +34,7 @@ def test_a_client_that_stops_reading_is_hung_up_on_and_the_provider_stops(short_
                 assert provider.wait_for_disconnect(60)
 
             assert ask(proxy, "GET", "/health/ready").status == 200
-            assert '"st":"client_abort"' in proxy.command("audit", "cat").stdout
+            # The provider is let go first.
+            wait_until(
+                lambda: '"st":"client_abort"' in proxy.command("audit", "cat").stdout, what="the leaving is recorded"
+            )
