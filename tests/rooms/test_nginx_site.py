@@ -18,6 +18,7 @@ from typing import cast
 import pytest
 
 from secure_llm_proxy.foundation.errors import ErrorCode
+from secure_llm_proxy.web.headers import SECURITY_HEADERS
 from tests.support.certificates import Certificate
 from tests.support.nginx import TEMPLATES, Flood, PrivateNginx, check_configuration, render, write_configuration
 from tests.support.ports import free_port
@@ -206,11 +207,17 @@ def test_what_nginx_refuses_itself_has_the_error_shape_of_the_product(site: Priv
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["code"] == expected_code
-    assert headers["x-content-type-options"] == "nosniff"
     assert headers["cache-control"] == "no-store"
+    assert_browser_is_told_what_it_may_not(headers)
     assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
     assert headers["strict-transport-security"] == "max-age=63072000; includeSubDomains"
     assert headers["server"] == "nginx"
+
+
+def assert_browser_is_told_what_it_may_not(headers: dict[str, str]) -> None:
+    ours = {name.lower(): value for name, value in SECURITY_HEADERS}
+    for name in ("x-content-type-options", "content-security-policy", "referrer-policy"):
+        assert headers[name] == ours[name]
 
 
 def test_plain_http_on_the_tls_port_is_told_so(site: PrivateNginx) -> None:
@@ -229,6 +236,7 @@ def test_plain_http_is_sent_to_the_configured_url_whatever_host_it_names(site: P
 
     assert answer.status == 308
     assert answer.getheader("Location") == f"{site.base_url}/chat?a=b"
+    assert_browser_is_told_what_it_may_not({name.lower(): value for name, value in answer.getheaders()})
     connection.close()
 
 

@@ -11,6 +11,7 @@ from gunicorn.http import errors as refusals
 
 from secure_llm_proxy.foundation.errors import ErrorCode
 from secure_llm_proxy.server.worker import _BODY, _REASONS, Worker, _refusal_of
+from secure_llm_proxy.web.headers import SECURITY_HEADERS
 from tests.support.house import LogCapture
 
 CANARY = "slp_live_canary_5c1e"
@@ -126,6 +127,16 @@ def test_the_answer_is_whole_http_that_ends_the_connection_and_quotes_nothing(ki
     assert CANARY not in str(
         {name: value for name, value in vars(record).items() if name not in {"exc_info", "exc_text"}}
     )
+
+
+def test_the_answer_wears_what_every_answer_wears() -> None:
+    client = Client()
+
+    refuse(refusals.InvalidRequestLine("x"), client)
+
+    lines = client.sent.partition(b"\r\n\r\n")[0].decode("ascii").split("\r\n")[1:]
+    for name, value in SECURITY_HEADERS:
+        assert lines.count(f"{name}: {value}") == 1, name
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), ConnectionResetError(), TimeoutError()])

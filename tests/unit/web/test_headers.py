@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from secure_llm_proxy.gateway import ReplyFacts
 from secure_llm_proxy.vocabulary.decisions import RateDecision
-from secure_llm_proxy.web.headers import SECURITY_HEADERS, reply_headers, safe_id
+from secure_llm_proxy.web.headers import SECURITY_HEADERS, fixed_headers, reply_headers, safe_id
 
 HARMLESS = set(string.ascii_letters + string.digits + "._:/@+-")
 HOSTILE = [
@@ -71,3 +71,20 @@ def test_security_headers_stand_once_each() -> None:
 
     assert len(names) == len(set(names))
     assert {"X-Content-Type-Options", "Content-Security-Policy", "Cache-Control", "X-Frame-Options"} <= set(names)
+
+
+def test_nothing_that_a_browser_could_do_with_an_answer_is_allowed() -> None:
+    told = dict(SECURITY_HEADERS)
+    directives = {part.strip() for part in told["Content-Security-Policy"].split(";")}
+
+    # `object-src` and every other fetch directive falls back to `default-src` (CSP3 §6.1).
+    assert {"default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"} == directives
+    assert told["X-Content-Type-Options"] == "nosniff"
+    assert told["Referrer-Policy"] == "no-referrer"
+    assert told["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert told["Cache-Control"] == "no-store"
+    assert not [name for name in told if name.startswith("Access-Control-")]
+
+
+def test_in_production_tls_is_asked_for_two_years_and_every_subdomain() -> None:
+    assert ("Strict-Transport-Security", "max-age=63072000; includeSubDomains") in fixed_headers(production=True)
