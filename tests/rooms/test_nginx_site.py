@@ -355,6 +355,30 @@ def test_http_2_is_offered_and_old_tls_is_not(site: PrivateNginx) -> None:
         old.wrap_socket(plain, server_hostname="localhost")
 
 
+@pytest.mark.parametrize("name", ["localhost", "elsewhere.example"])
+@pytest.mark.parametrize("suite", ["AES256-GCM-SHA384", "ECDHE-ECDSA-AES256-SHA384", "ECDHE-ECDSA-AES128-SHA"])
+def test_no_suite_without_forward_secrecy_or_authenticated_encryption_is_taken_under_any_name(
+    site: PrivateNginx, name: str, suite: str
+) -> None:
+    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking.check_hostname, asking.verify_mode = False, ssl.CERT_NONE
+    asking.maximum_version = ssl.TLSVersion.TLSv1_2
+    sound = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256"
+
+    asking.set_ciphers(sound)
+    with (
+        socket.create_connection(("127.0.0.1", site.port), PATIENCE_S) as plain,
+        asking.wrap_socket(plain, server_hostname=name) as connection,
+    ):
+        chosen = connection.cipher()
+    asking.set_ciphers(suite)
+
+    assert chosen is not None
+    assert chosen[0] in sound
+    with socket.create_connection(("127.0.0.1", site.port), PATIENCE_S) as plain, pytest.raises(ssl.SSLError):
+        asking.wrap_socket(plain, server_hostname=name)
+
+
 def test_the_access_log_names_both_ids_and_neither_queries_nor_health_checks(site: PrivateNginx) -> None:
     get(site, "/health")
     get(site, "/health/live")
