@@ -450,10 +450,18 @@ def _send(line: _Line, status: int, body: bytes, *, headers: Mapping[str, str] |
 
 def _stream(line: _Line, events: list[bytes], pause_s: float) -> bool:
     line.send(_head(200, _EVENTS))
-    for event in events:
+    *before, last = events
+    for event in before:
         line.send(_chunk(event))
         if not line.pause(pause_s):
             return False
+    if pause_s <= 0:
+        # In one piece: whoever has the last event waits a moment only for the end behind it (LATE_LAST_CHUNK).
+        line.send(_chunk(last) + _LAST_CHUNK)
+        return True
+    line.send(_chunk(last))
+    if not line.pause(pause_s):
+        return False
     line.send(_LAST_CHUNK)
     return True
 
