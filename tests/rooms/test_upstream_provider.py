@@ -26,6 +26,7 @@ from secure_llm_proxy.settings import UpstreamSettings
 from secure_llm_proxy.upstream import OpenAiCompatibleProvider
 from secure_llm_proxy.vocabulary.chat import Completion, Route, StreamEvent, Usage
 from tests.support.ports import free_port
+from tests.support.programs import wait_until
 from tests.support.provider import Mode, Provider, error_body
 
 KEY = "sk-canary-7Q2xW9"
@@ -539,7 +540,7 @@ def test_a_client_that_leaves_ends_the_provider_s_work_at_once(
     assert far_end.wait_for_requests(1)
     time.sleep(0.05)
     cancellation.raise_("client_gone")
-    thread.join(10)
+    thread.join(30)
 
     assert not thread.is_alive()
     assert [type(error) for error in raised] == [ClientGone]
@@ -678,7 +679,7 @@ def test_an_answer_that_nobody_asked_for_is_never_taken_for_the_next_one(far_end
     client = connect()
     far_end.script(Mode.UNASKED_ANSWER, times=1)
     ask(client)
-    time.sleep(0.3)
+    wait_until(lambda: far_end.active == 0, what="the second answer is sent")
 
     assert ask(client).model == "test-model"
     assert far_end.connections == 2
@@ -702,7 +703,13 @@ def test_a_request_that_may_have_been_worked_on_is_not_sent_again(far_end: Provi
     ask(client)
     far_end.clear()
     far_end.script(Mode.HANG_BEFORE_HEADERS, times=1)
-    hanging_up = threading.Timer(1.5, far_end.hang_up)
+
+    def hang_up_late() -> None:
+        far_end.wait_for_requests(1)
+        time.sleep(1.2)
+        far_end.hang_up()
+
+    hanging_up = threading.Thread(target=hang_up_late)
     hanging_up.start()
 
     error = failure(client, streamed=False)
