@@ -19,6 +19,7 @@ from secure_llm_proxy.foundation.errors import ErrorCode, OperatorError
 from secure_llm_proxy.settings import RedisSettings, ThrottlingSettings
 from secure_llm_proxy.throttling import Hold, ProcessThrottle, Throttle, open_throttle, run_heartbeat
 from secure_llm_proxy.vocabulary.caller import RateClass
+from tests.support.programs import wait_until
 from tests.support.redis_server import PrivateRedis
 
 ROOMY = RateClass(requests=1_000_000, burst=1_000_000, concurrent=1_000_000)
@@ -50,7 +51,7 @@ class Worker:
         workers: int = 1,
         host: str = "host-a",
         clock: Clock | None = None,
-        timeout_s: float = 0.25,
+        timeout_s: float = 1.0,
     ) -> None:
         self.fallbacks = 0
         self.throttle: Throttle = open_throttle(
@@ -215,11 +216,12 @@ def test_one_request_a_second_asks_a_redis_that_does_not_answer() -> None:
 
         acceptor = threading.Thread(target=accept)
         acceptor.start()
-        worker = Worker(f"redis://127.0.0.1:{listener.getsockname()[1]}", clock=clock)
+        worker = Worker(f"redis://127.0.0.1:{listener.getsockname()[1]}", clock=clock, timeout_s=0.25)
 
         seconds = []
-        for _ in range(3):
+        for second in range(3):
             assert {worker.source() for _ in range(100)} == {"local_share"}
+            wait_until(lambda second=second: len(accepted) > second, what="it was asked")  # type: ignore[misc]
             seconds.append(len(accepted))
             clock.seconds += 1.0
 
