@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
 
 from secure_llm_proxy.audit import SocketJournal, open_records
@@ -205,7 +206,7 @@ def test_a_record_that_the_writer_refuses_is_an_internal_error(settings: AuditSe
 def test_a_silent_writer_refuses_requests_after_the_patience_and_memory_stays_bounded(
     settings: AuditSettings, writer: WriterProcess
 ) -> None:
-    journal = SocketJournal(settings.model_copy(update={"patience_s": 0.5, "unacknowledged_bytes_max": 1 << 20}))
+    journal = SocketJournal(settings.model_copy(update={"patience_s": 1.0, "unacknowledged_bytes_max": 1 << 20}))
     journal.record(event())
     outcomes: list[Unavailable] = []
 
@@ -222,7 +223,7 @@ def test_a_silent_writer_refuses_requests_after_the_patience_and_memory_stays_bo
 
     assert {refusal.code for refusal in outcomes} == {ErrorCode.AUDIT_UNAVAILABLE}
     details = " ".join(str(refusal.detail) for refusal in outcomes)
-    assert "did not acknowledge within 0.5 s" in details
+    assert "did not acknowledge within 1 s" in details
     assert "bytes of audit records are unacknowledged" in details
     line = journal._line
     assert line is not None
@@ -243,9 +244,9 @@ def test_a_silent_writer_refuses_requests_after_the_patience_and_memory_stays_bo
     assert check(settings).ok
 
 
-def test_a_journal_waits_for_a_writer_that_comes_back_in_time(
-    settings: AuditSettings, writer: WriterProcess, journal: AuditJournal
-) -> None:
+def test_a_journal_waits_for_a_writer_that_comes_back_in_time(settings: AuditSettings, writer: WriterProcess) -> None:
+    # "In time" is what a writer needs to start, on a busy machine as well.
+    journal = SocketJournal(settings.model_copy(update={"patience_s": WAIT_S}))
     journal.record(event(number=0))
     writer.kill()
     waiting = [gevent.spawn(journal.record, event(number=number)) for number in range(1, 6)]
@@ -255,6 +256,7 @@ def test_a_journal_waits_for_a_writer_that_comes_back_in_time(
 
     in_time(*waiting)
     assert journal.trouble() is None
+    journal.close()
     assert [record.clear["number"] for record in records_in(settings.directory)] == list(range(6))
 
 
@@ -277,7 +279,7 @@ def test_a_peer_that_hangs_up_at_once_is_not_hammered(settings: AuditSettings, t
         listener.bind(str(settings.socket))
         listener.listen()
         listener.setblocking(False)
-        journal = SocketJournal(settings.model_copy(update={"patience_s": 0.5}))
+        journal = SocketJournal(settings.model_copy(update={"patience_s": 2.0}))
         recording = gevent.spawn(journal.record, event())
         while not recording.dead:
             gevent.sleep(0.005)
@@ -288,7 +290,7 @@ def test_a_peer_that_hangs_up_at_once_is_not_hammered(settings: AuditSettings, t
                 pass
 
     assert isinstance(recording.exception, Unavailable)
-    assert 2 <= accepted <= 30
+    assert 2 <= accepted <= 120
     journal.close()
     assert list(tmp_path.iterdir())
 
@@ -322,24 +324,27 @@ def test_a_greenlet_that_gave_up_waiting_is_not_woken_by_its_record(
 ) -> None:
     journal.record(event())
     writer.signal(signal.SIGSTOP)
-    woken: list[str] = []
+    given_up = gevent.event.Event()
+    slept_s: list[float] = []
 
     def work() -> None:
         try:
             with gevent.Timeout(0.1):
                 journal.record(event(number=1))
         except gevent.Timeout:
-            gevent.sleep(0.5)
-            woken.append("slept")
+            given_up.set()
+            began_s = time.monotonic()
+            gevent.sleep(1.0)
+            slept_s.append(time.monotonic() - began_s)
 
     greenlet = gevent.spawn(work)
-    gevent.sleep(0.2)
+    assert given_up.wait(WAIT_S)
     writer.signal(signal.SIGCONT)
-    started = time.monotonic()
+    wait_until(lambda: len(records_in(settings.directory)) == 2, writer.said, sleep=gevent.sleep)
     in_time(greenlet)
 
-    assert woken == ["slept"]
-    assert time.monotonic() - started >= 0.3
+    assert len(slept_s) == 1
+    assert slept_s[0] >= 0.5
     assert [record.clear.get("number") for record in records_in(settings.directory)] == [None, 1]
 
 
