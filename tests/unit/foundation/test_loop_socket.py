@@ -6,7 +6,7 @@ import _socket
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import gevent
 import pytest
@@ -118,13 +118,22 @@ def test_stirring_is_told_once_while_nobody_waits(pair: tuple[LoopSocket, LoopSo
 
     ours.watch()
     theirs.send(b"x", deadline())
-    gevent.sleep(SOON_S)
+    turns_until(lambda: bool(told))
 
     assert told == ["stirred"]
     assert ours.receive(10, deadline()) == b"x"
     theirs.close()
-    gevent.sleep(SOON_S)
+    turns_until(lambda: len(told) > 1)
     assert told == ["stirred", "stirred"]
+
+
+def turns_until(fact: Callable[[], bool]) -> None:
+    """Let the loop turn until it is so, and some more turns."""
+    until_s = deadline()
+    while not fact() and time.monotonic() < until_s:
+        gevent.sleep(0.01)
+    for _ in range(10):
+        gevent.sleep(0.005)
 
 
 def test_a_handler_gets_what_arrives_without_waking_the_greenlet_until_it_says_so(

@@ -34,9 +34,9 @@ class Line:
         self.client.close()
 
 
-@pytest.fixture
-def line() -> Iterator[Line]:
-    made = Line(send_timeout_s=0.3)
+@pytest.fixture(params=[30.0])
+def line(request: pytest.FixtureRequest) -> Iterator[Line]:
+    made = Line(send_timeout_s=request.param)
     yield made
     made.close()
 
@@ -112,6 +112,7 @@ def take(client: socket.socket) -> bytes:
         return b""
 
 
+@pytest.mark.parametrize("line", [0.3], indirect=True)
 def test_a_client_that_does_not_read_is_waited_for_no_longer_than_allowed(line: Line) -> None:
     sink = line.sink()
     fill(line, sink)
