@@ -338,6 +338,114 @@ def test_an_event_of_a_stream_arrives_before_the_next_one_is_sent(site: PrivateN
     connection.close()
 
 
+# --- HTTP/2 (RFC 9113), framed by hand, because no client library sends what is forbidden -------------------------------
+
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _GOAWAY = 0, 1, 3, 4, 7
+_END_STREAM, _END_HEADERS = 1, 4
+_PROTOCOL_ERROR = (1).to_bytes(4)
+
+
+def ask_over_http_2(site: PrivateNginx, *headers: tuple[bytes, bytes]) -> tuple[str, bytes]:
+    """`answered` with the body, or `reset` with the code, for one GET with these headers."""
+    context = context_of(site)
+    context.set_alpn_protocols(["h2"])
+    asked = [
+        (b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost"), (b":path", b"/v1/models"), *headers,
+    ]  # fmt: skip
+    # Literal fields without indexing and without Huffman's code (RFC 7541 §6.2.2).
+    block = b"".join(b"\x00%c%b%c%b" % (len(name), name, len(value), value) for name, value in asked)
+    with (
+        socket.create_connection(("127.0.0.1", site.port), PATIENCE_S) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(_SETTINGS, 0, 0, b""))
+        connection.sendall(_frame(_HEADERS, _END_STREAM | _END_HEADERS, 1, block))
+        received = connection.makefile("rb")
+        body = b""
+        while True:
+            head = received.read(9)
+            payload = received.read(int.from_bytes(head[:3]))
+            kind, flags, stream = head[3], head[4], int.from_bytes(head[5:])
+            assert kind != _GOAWAY, payload
+            if stream != 1:
+                continue
+            if kind == _RST_STREAM:
+                return "reset", payload
+            if kind == _DATA:
+                body += payload
+            if flags & _END_STREAM:
+                return "answered", body
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
+
+
+def test_a_plain_request_over_http_2_is_passed_on(site: PrivateNginx) -> None:
+    how, body = ask_over_http_2(site, (b"te", b"trailers"), (b"authorization", b"Bearer k"))
+
+    assert how == "answered"
+    path, seen = json.loads(body)
+    assert path == "/v1/models"
+    assert ["Authorization", "Bearer k"] in [[name.title(), value] for name, value in seen]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"transfer-encoding", b"chunked"),
+        (b"connection", b"close"),
+        (b"connection", b"authorization"),
+        (b"keep-alive", b"1"),
+        (b"proxy-connection", b"keep-alive"),
+        (b"upgrade", b"websocket"),
+    ],
+    ids=lambda header: b" ".join(header).decode(),
+)
+def test_headers_about_the_connection_are_refused_over_http_2(site: PrivateNginx, header: tuple[bytes, bytes]) -> None:
+    how, body = ask_over_http_2(site, header)
+
+    assert how == "answered"
+    assert json.loads(body)["error"]["code"] == "malformed_request"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"x-a", b"a\r\nx-forwarded-for: 10.9.9.9"),
+        (b"x-a", b"a\nb"),
+        (b"x-a", b"a\rb"),
+        (b"x-a", b"a\x00b"),
+        (b"x-a\r\nx-b", b"c"),
+        (b"x a", b"c"),
+        (b"X-A", b"c"),
+    ],
+    ids=repr,
+)
+def test_line_ends_and_their_like_in_headers_are_refused_over_http_2(
+    site: PrivateNginx, header: tuple[bytes, bytes]
+) -> None:
+    assert ask_over_http_2(site, header) == ("reset", _PROTOCOL_ERROR)
+
+
+def test_a_reset_stream_is_a_line_of_json_in_the_access_log_too(site: PrivateNginx) -> None:
+    ask_over_http_2(site, (b"user-agent", b"reset-me"), (b"x-a", b"a\nb"))
+
+    wait_until(lambda: "reset-me" in site.access_log.read_text("utf-8"), what="the request is logged")
+    [line] = [line for line in site.access_log.read_text("utf-8").splitlines() if "reset-me" in line]
+    assert json.loads(line)["status"] == 0
+
+
+@pytest.mark.parametrize(
+    "header", [(b"content-length", b"5"), (b":path", b"/metrics"), (b"host", b"evil.example")], ids=repr
+)
+def test_what_could_be_read_in_two_ways_is_refused_over_http_2(site: PrivateNginx, header: tuple[bytes, bytes]) -> None:
+    how, body = ask_over_http_2(site, header)
+
+    assert how == "answered"
+    assert json.loads(body)["error"]["code"] == "malformed_request"
+
+
 def test_http_2_is_offered_and_old_tls_is_not(site: PrivateNginx) -> None:
     modern, old = context_of(site), context_of(site)
     modern.set_alpn_protocols(["h2"])
