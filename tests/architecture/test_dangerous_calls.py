@@ -6,10 +6,18 @@ Each list of exceptions says why. A new one belongs there only with its reason, 
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+import secure_llm_proxy
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTS = ("app.py", "manage.py", "gunicorn.conf.py")
@@ -29,6 +37,15 @@ SOUND_CRYPTOGRAPHY = {
     "InvalidTag", "InvalidSignature", "Cipher", "algorithms", "modes", "AESGCM", "SHA256", "HKDF",
     "Ed25519PrivateKey", "Ed25519PublicKey",
 }  # fmt: skip
+# Loops within loops, or choices within loops, that cannot go back over what they took.
+PATTERNS_THAT_NEVER_GO_BACK = {
+    # Each round begins with a dot, which nothing within it takes; and an address has 254 characters at most.
+    "secure_llm_proxy.identity.names._EMAIL",
+    # Each round begins with a dot, which no label holds.
+    "secure_llm_proxy.web.hot_doors._PLAIN_HOST",
+    # A printable character or a carriage return with its line feed: no text is both.
+    "secure_llm_proxy.server.request_reader._BEGUN",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,3 +222,59 @@ def test_unguessable_values_come_from_the_system() -> None:
     ]
 
     assert found == []
+
+
+def patterns() -> Iterator[tuple[str, re.Pattern[str] | re.Pattern[bytes]]]:
+    """Every pattern of the package that stands in a module, also where only its method is kept."""
+    for found in pkgutil.walk_packages(secure_llm_proxy.__path__, "secure_llm_proxy."):
+        if found.name.endswith(".__main__"):
+            continue
+        for name, value in vars(importlib.import_module(found.name)).items():
+            whole = getattr(value, "__self__", None) if type(value) is type(re.compile("").match) else value
+            if isinstance(whole, re.Pattern):
+                yield f"{found.name}.{name}", whole
+
+
+def may_go_back(pattern: re.Pattern[str] | re.Pattern[bytes]) -> bool:
+    """Whether a loop stands within a loop, or a choice within one: what can make matching exponential."""
+    reader: Any = importlib.import_module("re._parser")  # no public module reads patterns since sre_parse went
+    return _goes_back(reader.parse(pattern.pattern, pattern.flags), within=False)
+
+
+def _goes_back(parsed: Any, *, within: bool) -> bool:  # noqa: ANN401  the reader's own lists
+    for operation, argument in parsed:
+        match str(operation):
+            case "MAX_REPEAT" | "MIN_REPEAT":
+                _, most, body = argument
+                loops = most > 8
+                if (loops and within) or _goes_back(body, within=within or loops):
+                    return True
+            case "POSSESSIVE_REPEAT" if _goes_back(argument[2], within=False):
+                return True
+            case "ATOMIC_GROUP" if _goes_back(argument, within=False):
+                return True
+            case "SUBPATTERN" if _goes_back(argument[3], within=within):
+                return True
+            case "ASSERT" | "ASSERT_NOT" if _goes_back(argument[1], within=within):
+                return True
+            case "BRANCH" if within or any(_goes_back(branch, within=within) for branch in argument[1]):
+                return True
+    return False
+
+
+def test_no_pattern_can_run_away() -> None:
+    found = dict(patterns())
+
+    assert len(found) > 30
+    assert {name for name, pattern in found.items() if may_go_back(pattern)} == PATTERNS_THAT_NEVER_GO_BACK
+
+
+@pytest.mark.parametrize(
+    ("pattern", "may"),
+    [
+        ("(a+)+b", True), ("(a|aa)*b", True), ("(?:x(?:y*z)*)*", True), ("(?=(a+)*)c", True), ("((a{1,20}){1,20})b", True),
+        ("[a-z]+b", False), ("(?:a|b)c", False), ("(?:ab+){1,3}", False), ("(?>a+)+b", False), ("a++b", False),
+    ],
+)  # fmt: skip
+def test_patterns_that_can_run_away_are_recognised(pattern: str, may: bool) -> None:  # noqa: FBT001
+    assert may_go_back(re.compile(pattern)) is may
