@@ -11,7 +11,8 @@ from typing import Literal
 from alembic import context
 from sqlalchemy import Connection, Engine, text
 
-import secure_llm_proxy.identity.models  # noqa: F401 -- the room's tables join Model.metadata by this
+import secure_llm_proxy.admission.models
+import secure_llm_proxy.identity.models  # noqa: F401 -- the rooms' tables join Model.metadata by this
 from secure_llm_proxy.foundation.database import AwareDateTime, Model
 
 # Any constant of ours: whoever else migrates this PostgreSQL database at the same time waits for us.

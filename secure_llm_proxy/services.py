@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 import gevent
 from gevent.event import Event
 
-from secure_llm_proxy.admission import Admission
+from secure_llm_proxy.admission import Admission, RulesInForce
+from secure_llm_proxy.admission.rules import (
+    COUNT_S,
+    REFRESH_S,
+    AddressRules,
+    RuleReader,
+    Violations,
+    open_violations,
+)
 from secure_llm_proxy.audit import SocketJournal
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
@@ -44,6 +52,9 @@ class Services:
     database: Database
     identity: Identity
     admission: Admission
+    address_rules: AddressRules
+    rule_reader: RuleReader
+    violations: Violations
     throttle: Throttle
     upstream: OpenAiCompatibleProvider
     routing: ModelDirectory
@@ -55,8 +66,14 @@ class Services:
     _greenlets: list[gevent.Greenlet[..., None]] = field(default_factory=list)
 
     def start(self) -> None:
-        """Begin the background work: `last_used`, the host's heartbeat, revocations told by Redis, counts."""
+        """Begin the background work: address rules, violations, `last_used`, the host's heartbeat, revocations told by
+        Redis, counts. The address rules are read before it returns, if the database answers within 3 s.
+        """
         self.metrics.hold_back()
+        self.rule_reader.refresh()
+        self._greenlets.append(gevent.spawn(_repeat, self.rule_reader.refresh, REFRESH_S))
+        if self.settings.admission.block_after_violations:
+            self._greenlets.append(gevent.spawn(_repeat, self.violations.work, COUNT_S))
         flush_s = self.settings.identity.last_used_flush_s
         self._greenlets.append(gevent.spawn(_repeat, self.identity.flush_last_used, flush_s))
         if self.settings.redis.url is not None:
@@ -70,6 +87,7 @@ class Services:
             self.identity.flush_last_used()
         except ProxyError as error:
             log.warning("last use of keys not written", extra={"detail": error.detail})
+        self.violations.close()
         self.journal.close()
         self.metrics.flush()
         self.throttle.close()
@@ -87,7 +105,10 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     metrics = Metrics()
     database = Database(settings.database)
     identity = Identity(settings.identity, database, derive_key(secret_key, "slp/key-pepper"), clock)
-    admission = Admission(settings.admission)
+    rules = RulesInForce()
+    admission = Admission(settings.admission, rules, clock)
+    address_rules = AddressRules(settings.admission, clock)
+    rule_reader = RuleReader(database, address_rules, rules, clock)
     throttle = open_throttle(
         settings.throttling,
         settings.redis,
@@ -100,8 +121,19 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     upstream = OpenAiCompatibleProvider(reached, clock=clock)
     routing = ModelDirectory(reached, DEMO if demo else PROVIDER, lambda: upstream.list_models(Cancellation()), clock)
     journal = SocketJournal(settings.audit)
+    violations = open_violations(
+        settings.admission,
+        settings.redis,
+        admission=admission,
+        database=database,
+        address_rules=address_rules,
+        journal=journal,
+        reader=rule_reader,
+        clock=clock,
+    )
     house = House(
         admission=admission,
+        violations=violations,
         identity=identity,
         throttle=throttle,
         key_class=_key_class(settings),
@@ -121,6 +153,9 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         database=database,
         identity=identity,
         admission=admission,
+        address_rules=address_rules,
+        rule_reader=rule_reader,
+        violations=violations,
         throttle=throttle,
         upstream=upstream,
         routing=routing,

@@ -26,7 +26,7 @@ class NetworkSet:
         self._first: dict[int, list[int]] = {4: [], 6: []}
         self._last: dict[int, list[int]] = {4: [], 6: []}
         self._names: dict[int, list[str]] = {4: [], 6: []}
-        networks = [(_network(entry, setting), entry.strip()) for entry in entries]
+        networks = [(read_network(entry, setting=setting), entry.strip()) for entry in entries]
         self._size = len(networks)
         # widest first among equals, so that whatever lies inside comes after it
         networks.sort(key=lambda item: (item[0].version, int(item[0].network_address), item[0].prefixlen))
@@ -56,7 +56,8 @@ class NetworkSet:
         return self._names[address.version][index]
 
 
-def _network(entry: str, setting: str) -> IPv4Network | IPv6Network:
+def read_network(entry: str, *, setting: str = "") -> IPv4Network | IPv6Network:
+    """The network that `entry` names, IPv4 for one of mapped addresses. Raises `OperatorError`, naming the entry."""
     text = entry.strip()
     where = f" in {setting}" if setting else ""
     address, slash, prefix = text.partition("/")

@@ -15,6 +15,11 @@ from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 
 # name: module, attribute, first paragraph of its docstring (a test holds them together)
 COMMANDS = {
+    "address-rules": (
+        "address_rules",
+        "address_rules",
+        "Networks that are blocked or allowed beside BLOCKED_IPS and ALLOWED_IPS, without a restart.",
+    ),
     "audit": ("audit", "audit", "The sealed audit log."),
     "create-admin": (
         "users",

@@ -58,6 +58,7 @@ def close_failed(house: House, docket: Docket, error: Exception) -> ProxyError:
     told = as_proxy_error(error)
     if docket.closed:
         return told
+    house.violations.note_refusal(docket.inbound.address, told.code)
     event = _EVENT_OF_CODE.get(
         told.code, EventName.INVALID_REQUEST if told.status < _SERVER_ERROR else EventName.CHAT_REQUEST
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
-from secure_llm_proxy.foundation.errors import ProxyError
+from secure_llm_proxy.foundation.errors import ErrorCode, ProxyError
 from secure_llm_proxy.foundation.identifiers import RecordId
 from secure_llm_proxy.throttling import Hold, Throttle
 from secure_llm_proxy.vocabulary.audit import AuditJournal, ClearValue
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 class AdmissionRoom(Protocol):
     def admit(self, address: str, user_agent: str) -> Verdict: ...
+
+
+class ViolationsRoom(Protocol):
+    def note_refusal(self, address: str, code: ErrorCode) -> None: ...
 
 
 class IdentityRoom(Protocol):
@@ -52,6 +56,7 @@ class House:
     """The rooms as the corridor sees them. `person_key` makes pseudonyms of persons (HMAC-SHA256)."""
 
     admission: AdmissionRoom
+    violations: ViolationsRoom
     identity: IdentityRoom
     throttle: Throttle
     key_class: RateClass

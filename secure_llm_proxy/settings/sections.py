@@ -196,6 +196,19 @@ class AdmissionSettings(Section):
         (),
         "Networks of proxies whose X-Forwarded-For is believed, read from the right. A unix peer always is.",
     )
+    block_after_violations: int = setting(
+        "BLOCK_AFTER_VIOLATIONS",
+        0,
+        "Violations (keys missing, wrong, revoked or in the URL; rates or concurrency exceeded; blocked agents) of one client"
+        " address within BLOCK_VIOLATIONS_WINDOW_S that block it for BLOCK_DURATION_S. 0: never, as on a developer's machine,"
+        " where it would only punish experiments.",
+        production=20,
+        ge=0,
+    )
+    violations_window_s: int = setting(
+        "BLOCK_VIOLATIONS_WINDOW_S", 300, "Seconds from an address's first violation in which they are added up.", ge=1
+    )
+    block_duration_s: int = setting("BLOCK_DURATION_S", 900, "Seconds that such a block lasts.", ge=1)
 
 
 class IdentitySettings(Section):

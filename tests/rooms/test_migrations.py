@@ -15,6 +15,7 @@ from alembic.migration import MigrationContext
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import CheckConstraint, inspect, text
 
+import secure_llm_proxy.admission.models
 import secure_llm_proxy.identity.models
 from secure_llm_proxy.cli.database_schema import (
     MIGRATIONS,
@@ -33,6 +34,7 @@ ROOT = MIGRATIONS.parent
 TABLES = {
     "users", "api_keys", "setup_tokens", "identity_revision", "identity_changes", "organisations", "projects",
     "project_members", "kill_switches", "totp_factors", "recovery_codes", "sessions", "login_troubles", "known_devices",
+    "address_rules", "address_rules_revision",
 }  # fmt: skip
 KEPT_WHILE_REFERRED_TO = {"api_keys", "users", "projects"}
 assert secure_llm_proxy.identity.models  # the tables join Model.metadata when the module is imported

@@ -18,6 +18,7 @@ import orjson
 from flask import Flask
 
 from secure_llm_proxy.admission import Admission
+from secure_llm_proxy.admission.rules import NoViolations
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.clock import SystemClock
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, ProxyError, Unavailable
@@ -345,6 +346,7 @@ def make_house(
     directory = ModelDirectory(settings, "tested", list_models or (lambda: models), clock)
     house = House(
         admission=gate,
+        violations=NoViolations(),
         identity=identity,
         throttle=throttle,
         key_class=key_class,
