@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 from dataclasses import asdict
 from datetime import timedelta
 
@@ -16,6 +17,12 @@ from secure_llm_proxy.vocabulary.audit import ClearValue
 
 _HOURS_MAX = 10 * 366 * 24
 _LISTS = click.Choice([each.value for each in RuleList])
+
+
+def _a_number(_context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # which no range keeps out
+        raise click.BadParameter("not a number.", param=option)
+    return value
 
 
 @click.group(name="address-rules")
@@ -60,6 +67,7 @@ def list_rules(context: CommandContext, which: str | None, *, as_json: bool) -> 
     "--expires",
     "hours",
     type=click.FloatRange(0, _HOURS_MAX, min_open=True),
+    callback=_a_number,
     help="Hours after which it ends by itself. Default: never.",
 )
 @click.option("--force", is_flag=True, help="Block even 0.0.0.0/0 or ::/0, which is everybody.")
