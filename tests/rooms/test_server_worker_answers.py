@@ -92,6 +92,26 @@ def test_the_environ_has_the_same_keys_and_values(pair: Pair) -> None:
     assert environ["body"] == "body"
 
 
+_ALIASES = (
+    *(b"X_Forwarded_For", b"X-Forwarded_For", b"x_forwarded-for", b"X_Real_IP", b"X_Api_Key", b"User_Agent", b"X_User_ID"),
+    *(b"Remote_Addr", b"REMOTE_ADDR", b"HTTP_X_FORWARDED_FOR", b"Content_Length", b"Content_Type", b"Transfer_Encoding"),
+    *(b"X Forwarded For", b"X-Forwarded-For ", b"X-Forwarded-For\t", b" X-Forwarded-For", b"X\x00Forwarded-For"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("alias", _ALIASES)
+def test_no_other_spelling_of_a_header_reaches_the_environ(pair: Pair, alias: bytes) -> None:
+    """SECURITY A02: a header that a proxy in front did not know, and so did not overwrite, must not count as one it did."""
+    asked = get("/echo", alias + b": 8.8.8.8", b"Connection: close")
+
+    stock, hot = pair.answers(asked)
+
+    assert hot == stock
+    head, _, body = hot.partition(b"\r\n\r\n")
+    assert b"8.8.8.8" not in body
+    assert head.startswith(b"HTTP/1.1 400 ") or (head.startswith(b"HTTP/1.1 200 ") and b"HTTP_HOST" in body)
+
+
 @pytest.mark.parametrize("size", [0, 1, 1000, 65_000, 65_536, 70_000, 3_000_000])
 def test_a_body_of_any_size_arrives_whole_and_the_next_request_behind_it(pair: Pair, size: int) -> None:
     body = bytes(range(48, 122)) * (size // 74 + 1)
