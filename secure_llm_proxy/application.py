@@ -72,14 +72,16 @@ def _web_house(settings: Settings, services: Services) -> WebHouse:
     def security_status() -> dict[str, object]:
         admission, throttling, audit = settings.admission, settings.throttling, settings.audit
         counts = services.metrics.security_counts()
+        rules = services.rule_reader.counts()
         return {
             "security_metrics": {
                 "active_clients": counts.in_progress,
                 "total_requests_processed": counts.requests,
                 "rate_limit_violations": counts.rate_limited,
                 "blocked_requests": counts.blocked,
-                "blocked_ips_count": len(admission.blocked_addresses),
-                "allowed_ips_count": len(admission.allowed_addresses),
+                "blocked_ips_count": len(admission.blocked_addresses) + rules.blocked + rules.temporary,
+                "allowed_ips_count": len(admission.allowed_addresses) + rules.allowed,
+                "temporary_blocks_count": rules.temporary,
             },
             "security_config": {
                 "profile": settings.server.profile,

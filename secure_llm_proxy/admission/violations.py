@@ -180,7 +180,7 @@ class TemporaryBlocks:
         """`network` is blocked for `BLOCK_DURATION_S` from now. Raises `Unavailable`, and blocks nothing, while the block
         can't be recorded; or while the database is away.
         """
-        if self._reader.temporary_blocks >= TEMPORARY_BLOCKS_MAX:
+        if self._reader.counts().temporary >= TEMPORARY_BLOCKS_MAX:
             log.warning("too many temporary blocks, no more are made", extra={"blocks": TEMPORARY_BLOCKS_MAX})
             return
         settings = self._settings

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import audit_lines
+from tests.support.clients import ask, audit_lines
 from tests.support.postgresql import PrivatePostgreSQL
 from tests.support.programs import wait_until
 from tests.support.provider import Provider
@@ -136,6 +136,7 @@ def test_violations_block_an_address_for_a_while_and_no_other(embedded: RunningP
     last = ask_from(embedded, attacker, None)
     wait_until(lambda: is_answered(embedded, attacker, key, refused=True), what="the address is blocked")
     others = ask_from(embedded, NEIGHBOUR, key)
+    metrics = ask(embedded, "GET", "/security/status").json["security_metrics"]
     loopback = [ask_from(embedded, "127.0.0.1", None) for _ in range(2 * AFTER)]
     wait_until(lambda: is_answered(embedded, attacker, key, refused=False), what="the block has ended")
 
@@ -143,6 +144,8 @@ def test_violations_block_an_address_for_a_while_and_no_other(embedded: RunningP
     assert last == (401, "missing_api_key")
     assert ask_from(embedded, "127.0.0.1", key) == (200, None)
     assert loopback == [(401, "missing_api_key")] * (2 * AFTER)
+    assert isinstance(metrics, dict)
+    assert (metrics["blocked_ips_count"], metrics["temporary_blocks_count"]) == (1, 1)
     lines = audit_lines(embedded)
     (made,) = blocks_in(lines)
     assert (made["ev"], made["by"], made["count"]) == ("BLOCKED_IP", "violations", AFTER)

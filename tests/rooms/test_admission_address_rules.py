@@ -429,7 +429,7 @@ def test_expired_rules_are_deleted_once_an_hour_and_forgotten(room: Room) -> Non
     worker = room.worker()
     room.block("203.0.113.9/32", duration_s=10)
     worker.reader.refresh()
-    kept = worker.reader.temporary_blocks
+    kept = worker.reader.counts().temporary
     room.clock.advance(3599)
     worker.reader.refresh()
     with room.database.engine.connect() as connection:
@@ -440,7 +440,7 @@ def test_expired_rules_are_deleted_once_an_hour_and_forgotten(room: Room) -> Non
     with room.database.engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM address_rules")).scalar_one() == 0
     assert (kept, left) == (1, 1)
-    assert worker.reader.temporary_blocks == 0
+    assert worker.reader.counts().temporary == 0
 
 
 def test_a_file_that_is_away_leaves_the_last_known_rules_in_force(tmp_path: Path) -> None:
