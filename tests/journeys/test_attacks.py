@@ -663,7 +663,7 @@ _CLAIMS = (
 )  # fmt: skip
 
 
-def test_whatever_a_client_claims_of_its_address_is_not_believed(attacked: RunningProxy) -> None:
+def test_a_forwarded_address_that_nobody_vouches_for_changes_nothing(attacked: RunningProxy) -> None:
     received = [send_raw(attacked, b"GET /v1/models HTTP/1.1\r\n%b%b\r\n\r\n" % (_HEAD, claim)) for claim in _CLAIMS]
 
     heads = [answer.partition(b"\r\n\r\n")[0].decode("latin-1") for answer in received]

@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from secure_llm_proxy.admission.rules import CountedViolations, ProcessTally, RedisTally
+from secure_llm_proxy.admission.violation_tallies import violations_key
 from secure_llm_proxy.foundation.errors import ErrorCode
 from secure_llm_proxy.settings import RedisSettings
 from tests.support.house import LogCapture, ManualClock
@@ -48,7 +49,7 @@ def test_a_count_ends_with_its_window_however_often_it_grows(
     workers: tuple[RedisTally, RedisTally], redis_server: PrivateRedis
 ) -> None:
     network = fresh_network()
-    key = f"slp:violations:{network}"
+    key = violations_key(network)
 
     workers[0].add({network: 1})
     with redis_server.client() as client:
@@ -63,6 +64,17 @@ def test_a_count_ends_with_its_window_however_often_it_grows(
     assert WINDOW_S - 60 <= first <= WINDOW_S
     assert 0 < second <= 100
     assert WINDOW_S - 60 <= third <= WINDOW_S
+
+
+def test_no_address_stands_in_redis_in_clear(
+    workers: tuple[RedisTally, RedisTally], redis_server: PrivateRedis
+) -> None:
+    workers[0].add({"203.0.113.77/32": 1})
+
+    with redis_server.client() as client:
+        names = [str(name) for name in client.scan_iter("violations:*")]
+    assert violations_key("203.0.113.77/32") in names
+    assert not any("203.0.113" in name or "/" in name for name in names)
 
 
 def test_exactly_one_of_many_workers_makes_each_block(redis_server: PrivateRedis) -> None:
