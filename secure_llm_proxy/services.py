@@ -70,7 +70,7 @@ class Services:
         Redis, counts. The address rules are read before it returns, if the database answers within 3 s.
         """
         self.metrics.hold_back()
-        self.rule_reader.refresh()
+        _attempt(self.rule_reader.refresh)
         self._greenlets.append(gevent.spawn(_repeat, self.rule_reader.refresh, REFRESH_S))
         if self.settings.admission.block_after_violations:
             self._greenlets.append(gevent.spawn(_repeat, self.violations.work, COUNT_S))
@@ -196,10 +196,14 @@ def _address_class(settings: Settings) -> RateClass:
 def _repeat(work: Callable[[], object], every_s: float) -> None:
     while True:
         gevent.sleep(every_s)
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001  it must go on for as long as the worker lives
-            log.warning("background work failed", extra={"why": type(error).__name__})
+        _attempt(work)
+
+
+def _attempt(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001  it must go on for as long as the worker lives
+        log.warning("background work failed", extra={"why": type(error).__name__})
 
 
 def _kept(ask: Callable[[], str | None]) -> Callable[[], str | None]:

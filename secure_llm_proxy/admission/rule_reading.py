@@ -84,10 +84,14 @@ class RuleReader:
         allowed, blocked, temporary = RuleTable(), RuleTable(), RuleTable()
         for rule_id, which, network, source, expires_at in self._rows():
             if source == RuleSource.VIOLATIONS:
-                temporary.add(network, HeldRule(f"temporary_block:{rule_id}", expires_at))
+                table, name = temporary, f"temporary_block:{rule_id}"
             else:
-                table = allowed if which == RuleList.ALLOWED else blocked
-                table.add(network, HeldRule(f"address_rule:{rule_id}:{network}", expires_at))
+                table, name = allowed if which == RuleList.ALLOWED else blocked, f"address_rule:{rule_id}:{network}"
+            try:
+                table.add(network, HeldRule(name, expires_at))
+            except ValueError:
+                # Written by somebody else than `AddressRules`; the other rules must be in force all the same.
+                log.error("an address rule can't be read and is not in force", extra={"rule": name})  # noqa: TRY400  its text says it all
         self._rules.allowed = allowed if len(allowed) else None
         self._rules.blocked = blocked if len(blocked) else None
         self._rules.temporary = temporary if len(temporary) else None

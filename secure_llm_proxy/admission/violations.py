@@ -168,7 +168,10 @@ class TemporaryBlocks:
         journal: AuditJournal,
         reader: RuleReader,
         clock: Clock,
+        *,
+        blocks_max: int = TEMPORARY_BLOCKS_MAX,
     ) -> None:
+        self._blocks_max = blocks_max
         self._settings = settings
         self._database = database
         self._address_rules = address_rules
@@ -180,8 +183,8 @@ class TemporaryBlocks:
         """`network` is blocked for `BLOCK_DURATION_S` from now. Raises `Unavailable`, and blocks nothing, while the block
         can't be recorded; or while the database is away.
         """
-        if self._reader.counts().temporary >= TEMPORARY_BLOCKS_MAX:
-            log.warning("too many temporary blocks, no more are made", extra={"blocks": TEMPORARY_BLOCKS_MAX})
+        if self._reader.counts().temporary >= self._blocks_max:
+            log.warning("too many temporary blocks, no more are made", extra={"blocks": self._blocks_max})
             return
         settings = self._settings
         known = self._database.run(lambda session: self._known(session, network))

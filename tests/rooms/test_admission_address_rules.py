@@ -355,6 +355,17 @@ def test_a_longer_block_is_recorded_under_the_same_rule_and_an_operator_s_rule_s
     assert operator.id not in subjects
 
 
+def test_there_are_only_so_many_blocks_at_once(room: Room) -> None:
+    worker, journal = room.worker(), ListJournal([])
+    blocks = TemporaryBlocks(room.settings, room.database, room.rules, journal, worker.reader, room.clock, blocks_max=2)
+
+    for number in range(4):
+        blocks.block(f"203.0.113.{number}/32", 20)
+
+    assert len(room.listed()) == 2
+    assert len(journal.of(AuditType.ADMIN_INTENT)) == 2
+
+
 # --- seen by workers --------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +409,18 @@ def test_where_nothing_changed_a_look_is_one_statement(room: Room) -> None:
 
     assert len(statements) == 1
     assert "address_rules_revision" in statements[0]
+
+
+def test_a_row_that_nobody_can_read_keeps_no_other_rule_out_of_force(room: Room) -> None:
+    room.add(BLOCKED, "10.1.2.3")
+    room.add(BLOCKED, "10.1.2.4")
+    with room.database.engine.begin() as connection:
+        connection.execute(text("UPDATE address_rules SET network = 'nonsense' WHERE network = '10.1.2.3/32'"))
+
+    worker = room.worker()
+
+    assert worker.rule_for("10.1.2.4") is not None
+    assert worker.rule_for("10.1.2.3") is None
 
 
 def test_more_rules_than_one_page_are_all_read(room: Room) -> None:
