@@ -10,6 +10,8 @@
     ├── PermissionDenied         403  permission_error
     ├── NotFound                 404  invalid_request_error
     ├── MethodNotAllowed         405  invalid_request_error
+    ├── Conflict                 409  invalid_request_error
+    ├── PreconditionFailed       412  invalid_request_error
     ├── RateLimited              429  rate_limit_error
     ├── UpstreamFailed           502  upstream_error
     │   ├── UpstreamTimeout      504
@@ -18,6 +20,14 @@
     │   └── NotQueued            503  (the record is not even queued)
     ├── ClientGone               499  (never rendered: nobody is there to read it)
     └── InternalError            500  internal_error
+
+    OperatorError                (commands print its sentence and exit with 1)
+    ├── NotFoundError            404  not_found
+    └── ConflictError            409  conflict
+        └── StaleError           412  stale_version
+
+Rooms that are asked by commands and by the management API raise `OperatorError` and its kin; the API renders what
+`client_error_of` makes of them, with the same sentence.
 
 `public` is for the client and `detail` for the operator's log; neither ever holds prompt text or a secret.
 `code` comes from `ErrorCode`, which is closed and documented in docs/api.md; metrics label by it.
@@ -53,6 +63,7 @@ class ErrorCode(StrEnum):
     API_KEY_EXPIRED = "api_key_expired"
     API_KEY_REVOKED = "api_key_revoked"
     API_KEY_IN_URL = "api_key_in_url"
+    API_KEY_IN_BODY = "api_key_in_body"
     ACCOUNT_LOCKED = "account_locked"
     SCOPE_MISSING = "scope_missing"
     MODEL_NOT_ALLOWED = "model_not_allowed"
@@ -63,6 +74,8 @@ class ErrorCode(StrEnum):
     NOT_FOUND = "not_found"
     MODEL_NOT_FOUND = "model_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    CONFLICT = "conflict"
+    STALE_VERSION = "stale_version"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     CONCURRENCY_LIMIT_EXCEEDED = "concurrency_limit_exceeded"
     UPSTREAM_ERROR = "upstream_error"
@@ -153,6 +166,18 @@ class MethodNotAllowed(ProxyError):
     default_code = ErrorCode.METHOD_NOT_ALLOWED
 
 
+class Conflict(ProxyError):
+    status = 409
+    type = "invalid_request_error"
+    default_code = ErrorCode.CONFLICT
+
+
+class PreconditionFailed(ProxyError):
+    status = 412
+    type = "invalid_request_error"
+    default_code = ErrorCode.STALE_VERSION
+
+
 class RateLimited(ProxyError):
     """`retry_after_s` is whole seconds, at least 1."""
 
@@ -222,3 +247,29 @@ class InternalError(ProxyError):
 
 class OperatorError(Exception):
     """Something an operator must put right. Its text says what is wrong, where, and what to do."""
+
+
+class NotFoundError(OperatorError):
+    """What an operator named does not exist."""
+
+
+class ConflictError(OperatorError):
+    """What was asked for contradicts what is there: a name is taken, a limit is reached, it is revoked already."""
+
+
+class StaleError(ConflictError):
+    """Somebody else has changed it since the version that the operator saw."""
+
+
+def client_error_of(error: OperatorError) -> ProxyError:
+    """The same sentence for a client of the management API, with the status that fits: 404, 409, 412, else 400."""
+    sentence = str(error)
+    match error:
+        case NotFoundError():
+            return NotFound(sentence)
+        case StaleError():
+            return PreconditionFailed(sentence)
+        case ConflictError():
+            return Conflict(sentence)
+        case _:
+            return InvalidRequest(sentence)
