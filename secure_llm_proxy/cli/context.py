@@ -19,7 +19,7 @@ from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.foundation.identifiers import new_record_id, ulid
 from secure_llm_proxy.foundation.secret_values import derive_key
-from secure_llm_proxy.identity import Accounts, announce_revocation
+from secure_llm_proxy.identity import Accounts, ApiKeys, Organisations, announce_revocation
 from secure_llm_proxy.settings import AuditSettings, Settings, load_settings
 from secure_llm_proxy.settings.loading import SettingsError, load_audit_writer_settings
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
@@ -68,6 +68,14 @@ class CommandContext:
             pepper=derive_key(self.secret_key, "slp/key-pepper"),
             password_pepper=derive_key(self.secret_key, "slp/password-pepper"),
         )
+
+    @cached_property
+    def keys(self) -> ApiKeys:
+        return ApiKeys(self.settings.identity, self.clock, pepper=derive_key(self.secret_key, "slp/key-pepper"))
+
+    @cached_property
+    def organisations(self) -> Organisations:
+        return Organisations(self.clock)
 
     def change(
         self,

@@ -115,7 +115,7 @@ def _first_admin_and_key(context: CommandContext) -> str | None:
         drawn.kid,
         {"user": user_id, "key_id": drawn.id},
         {"username": _ADMIN, "name": _FIRST_KEY},
-        lambda session: accounts.create_api_key(session, username=_ADMIN, name=_FIRST_KEY, drawn=drawn),
+        lambda session: context.keys.create_api_key(session, username=_ADMIN, name=_FIRST_KEY, drawn=drawn),
     )
     click.echo("API key (shown once):")
     click.echo(f"    {issued.secret}")

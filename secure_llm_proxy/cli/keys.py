@@ -48,7 +48,7 @@ def create_api_key(
         drawn.kid,
         clear,
         body,
-        lambda session: context.accounts.create_api_key(
+        lambda session: context.keys.create_api_key(
             session,
             username=owner.username,
             name=name,
@@ -74,7 +74,7 @@ def create_api_key(
 @pass_context
 def list_api_keys(context: CommandContext, username: str | None, *, as_json: bool) -> None:
     """List API keys: their public parts, never the keys."""
-    keys = context.database.run(lambda session: context.accounts.list_api_keys(session, username))
+    keys = context.database.run(lambda session: context.keys.list_api_keys(session, username))
     now = context.clock.now()
     if as_json:
         show_json([_told(key, key.status(now)) for key in keys])
@@ -110,7 +110,7 @@ def revoke_api_key(context: CommandContext, key: str | None, key_id: str | None,
     reference = key or key_id
     if reference is None or (key and key_id):
         raise click.UsageError("Name one key: its public part or its key_… id.")
-    found = context.database.run(lambda session: context.accounts.find_api_key(session, reference))
+    found = context.database.run(lambda session: context.keys.find_api_key(session, reference))
     if found.revoked_at is not None:
         context.announce_revocation(found.kid)
         click.echo(f"{found.kid} was revoked already, at {as_cell(found.revoked_at)}.")
@@ -121,7 +121,7 @@ def revoke_api_key(context: CommandContext, key: str | None, key_id: str | None,
         found.kid,
         {"user": found.user_id, "key_id": found.id},
         {"username": found.username, "name": found.name},
-        lambda session: context.accounts.revoke_api_key(session, found.id),
+        lambda session: context.keys.revoke_api_key(session, found.id),
     )
     context.announce_revocation(found.kid)
     click.echo(f"{found.kid} is revoked.")

@@ -125,7 +125,7 @@ def _server_state(settings: Settings) -> str:
 def _database_state(context: CommandContext) -> str:
     try:
         users, keys = context.database.run(
-            lambda session: (context.accounts.list_users(session), context.accounts.list_api_keys(session))
+            lambda session: (context.accounts.list_users(session), context.keys.list_api_keys(session))
         )
     except ProxyError as error:
         return f"unavailable ({error.detail})"

@@ -272,5 +272,5 @@ def _named(user: User) -> dict[str, object]:
 
 def _announce(context: CommandContext, username: str) -> None:
     """Running workers ask again about every key of the account."""
-    for key in context.database.run(lambda session: context.accounts.list_api_keys(session, username)):
+    for key in context.database.run(lambda session: context.keys.list_api_keys(session, username)):
         context.announce_revocation(key.kid)

@@ -11,6 +11,8 @@ ExchangeId = NewType("ExchangeId", str)
 RecordId = NewType("RecordId", str)
 UserId = NewType("UserId", str)
 KeyId = NewType("KeyId", str)
+OrganisationId = NewType("OrganisationId", str)
+ProjectId = NewType("ProjectId", str)
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _DIGIT_OF_BYTE = bytes(ord(_CROCKFORD[byte & 31]) for byte in range(256))
@@ -58,3 +60,11 @@ def new_user_id() -> UserId:
 
 def new_key_id() -> KeyId:
     return KeyId("key_" + ulid())
+
+
+def new_organisation_id() -> OrganisationId:
+    return OrganisationId("org_" + ulid())
+
+
+def new_project_id() -> ProjectId:
+    return ProjectId("prj_" + ulid())

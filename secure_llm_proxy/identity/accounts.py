@@ -1,7 +1,7 @@
-"""Users and API keys as operators handle them: made, listed, locked, reset, revoked.
+"""Users as operators handle them: made, listed, changed, locked, reset, disabled when they leave.
 
-Every function takes the session of a transaction that its caller owns, returns frozen values and never commits. What an
-operator must put right is an `OperatorError` that says so.
+Every function takes the session of a transaction that its caller owns, returns frozen values and never commits. Errors,
+cursors and versions are those of `organisations.py`. A user is meant by id or by name, however that is written.
 """
 
 from __future__ import annotations
@@ -9,41 +9,46 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import TypedDict
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
 from secure_llm_proxy.foundation.clock import Clock
-from secure_llm_proxy.foundation.errors import OperatorError
-from secure_llm_proxy.foundation.identifiers import KeyId, UserId, new_user_id, ulid
-from secure_llm_proxy.identity.api_keys import DrawnKey, Kid, digest_of, draw_api_key, is_kid, kid_of, random_base62
-from secure_llm_proxy.identity.models import ApiKeyRow, SetupTokenRow, UserRow
+from secure_llm_proxy.foundation.errors import ConflictError, OperatorError
+from secure_llm_proxy.foundation.identifiers import OrganisationId, UserId, new_user_id, ulid
+from secure_llm_proxy.identity.api_keys import Kid, digest_of, random_base62
+from secure_llm_proxy.identity.key_rules import objection_to
+from secure_llm_proxy.identity.models import ApiKeyRow, ProjectMemberRow, ProjectRow, SetupTokenRow, UserRow
 from secure_llm_proxy.identity.names import (
     DEFAULT_ORGANISATION_ID,
-    DEFAULT_PROJECT_ID,
     Role,
     checked_email,
-    checked_name,
     checked_username,
     normalised_username,
     role_named,
     shown,
 )
+from secure_llm_proxy.identity.organisations import checked_page
 from secure_llm_proxy.identity.passwords import PasswordHash, PasswordRules, PasswordVault
+from secure_llm_proxy.identity.rows import (
+    advance,
+    end_sessions,
+    held_keys,
+    held_owners,
+    organisation_row,
+    require_version,
+    revoke_rows,
+    user_row,
+)
 from secure_llm_proxy.settings import IdentitySettings
-from secure_llm_proxy.vocabulary.caller import SCOPE_CHAT, SCOPE_MODELS
 
-SCOPES = (SCOPE_CHAT, SCOPE_MODELS)
-ORIGIN_SCOPES = {"chat_access": SCOPE_CHAT}
 _TOKEN_PREFIX = "slp_setup_"  # noqa: S105 -- a prefix, not a secret
 # 43 base62 characters hold 256 bits.
 _TOKEN_SECRET_LENGTH = 43
 # A reset opens an account that may hold keys already: shorter than a first setup (SECURITY §2, "reset").
 _RESET_TOKEN_S_MAX = 1800
-_MODELS_MAX = 100
-_MODEL_LENGTH_MAX = 200
-_REQUESTS_PER_MINUTE_MAX = 1_000_000
 
 
 class UserStatus(StrEnum):
@@ -64,7 +69,9 @@ class User:
     email: str
     role: Role
     status: UserStatus
+    organisation_id: OrganisationId
     has_password: bool
+    version: int
     created_at: datetime
     updated_at: datetime
 
@@ -80,40 +87,25 @@ class OneTimeToken:
 
 
 @dataclass(frozen=True, slots=True)
-class ApiKey:
-    """What may be known of a key. `kid` is its public part; `models` None means every model."""
+class ChangedUser:
+    """A user after a change, and the public parts of the keys that it revoked, to be announced."""
 
-    id: KeyId
-    kid: Kid
-    user_id: UserId
-    username: str
-    name: str
-    scopes: tuple[str, ...]
-    models: tuple[str, ...] | None
-    requests_per_minute: int | None
-    created_at: datetime
-    expires_at: datetime
-    revoked_at: datetime | None
-    last_used_at: datetime | None
-
-    def status(self, now: datetime) -> str:
-        if self.revoked_at is not None:
-            return "revoked"
-        return "expired" if self.expires_at <= now else "active"
+    user: User
+    revoked: tuple[Kid, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class IssuedKey:
-    """A key just made. `secret` is the whole key and exists here only."""
+class UserChanges(TypedDict, total=False):
+    """What is to change; what is left out stays. `organisation` is an id or a name."""
 
-    api_key: ApiKey
-    secret: str = field(repr=False)
+    email: str
+    role: str
+    organisation: str
 
 
 class Accounts:
-    """Users, passwords and keys of this deployment.
+    """Users and passwords of this deployment.
 
-    `pepper` guards keys and one-time tokens, `password_pepper` passwords; both 32 bytes derived from SECRET_KEY.
+    `pepper` guards one-time tokens, `password_pepper` passwords; both 32 bytes derived from SECRET_KEY.
     """
 
     def __init__(self, settings: IdentitySettings, clock: Clock, *, pepper: bytes, password_pepper: bytes) -> None:
@@ -142,7 +134,9 @@ class Accounts:
         role: str,
         password: PasswordHash | None = None,
         user_id: UserId | None = None,
+        organisation: str = DEFAULT_ORGANISATION_ID,
     ) -> User:
+        """`organisation` is an id or a name."""
         shown_name, normalised = checked_username(username)
         now = self._clock.now()
         row = UserRow(
@@ -153,7 +147,8 @@ class Accounts:
             role=role_named(role),
             status=UserStatus.ACTIVE,
             password_hash=password,
-            organisation_id=DEFAULT_ORGANISATION_ID,
+            organisation_id=organisation_row(session, organisation).id,
+            version=1,
             created_at=now,
             updated_at=now,
         )
@@ -166,32 +161,117 @@ class Accounts:
             raise _username_taken(shown_name) from error
         return _user(row)
 
-    def list_users(self, session: Session) -> list[User]:
-        """Every user, oldest first."""
-        return [_user(row) for row in session.scalars(select(UserRow).order_by(UserRow.created_at, UserRow.id))]
+    def list_users(
+        self,
+        session: Session,
+        *,
+        after: str | None = None,
+        limit: int | None = None,
+        organisation_id: str | None = None,
+        role: str | None = None,
+        status: str | None = None,
+        name_prefix: str | None = None,
+    ) -> list[User]:
+        """In the order of ids, which is that of their making."""
+        which: list[ColumnElement[bool]] = []
+        if after is not None:
+            which.append(UserRow.id > after)
+        if organisation_id is not None:
+            which.append(UserRow.organisation_id == organisation_id)
+        if role is not None:
+            which.append(UserRow.role == role_named(role))
+        if status is not None:
+            which.append(UserRow.status == _checked_status(status))
+        if name_prefix is not None:
+            which.append(UserRow.username_normalised.startswith(normalised_username(name_prefix), autoescape=True))
+        wanted = select(UserRow).where(*which).order_by(UserRow.id).limit(checked_page(limit))
+        return [_user(row) for row in session.scalars(wanted)]
 
     def find_user(self, session: Session, username: str) -> User:
-        """The user of that name, however it is written. Raises `OperatorError` when there is none."""
-        return _user(_user_row(session, username))
+        """The user of that name, however it is written, or id. Raises `NotFoundError` when there is none."""
+        return _user(user_row(session, username))
 
-    def lock_user(self, session: Session, username: str) -> User:
+    def has_owner(self, session: Session) -> bool:
+        """Whether anybody may make organisations. The first administrator of a deployment without an owner becomes it."""
+        return bool(held_owners(session))
+
+    def update_user(
+        self, session: Session, username: str, changes: UserChanges, *, version: int | None = None
+    ) -> ChangedUser:
+        """Another e-mail address, role or organisation.
+
+        With role or organisation all sessions of the user end, and keys that the user could not be given any more are
+        revoked. Raises `ConflictError` for the last active owner, and for another organisation while keys work.
+        """
+        owners = held_owners(session)
+        row = self._held(session, username, version)
+        email = checked_email(changes["email"]) if "email" in changes else row.email
+        role = role_named(changes["role"]) if "role" in changes else Role(row.role)
+        organisation_id = row.organisation_id
+        if "organisation" in changes:
+            organisation_id = organisation_row(session, changes["organisation"]).id
+        if (email, role, organisation_id) == (row.email, row.role, row.organisation_id):
+            return ChangedUser(_user(row), ())
+        if role is not Role.OWNER:
+            _require_another_owner(owners, row)
+        now = self._clock.now()
+        revoked: tuple[Kid, ...] = ()
+        keys = held_keys(session, ApiKeyRow.user_id == row.id, ApiKeyRow.revoked_at.is_(None))
+        if organisation_id != row.organisation_id:
+            if any(key.expires_at > now for key in keys):
+                raise ConflictError(
+                    f"{shown(row.username)} has API keys in projects of the present organisation; revoke them first."
+                )
+            _leave_projects(session, row.id)
+        if (role, organisation_id) != (row.role, row.organisation_id):
+            end_sessions(session, row.id, "privileges changed", now)
+        row.email, row.role, row.organisation_id = email, role, organisation_id
+        with session.no_autoflush:
+            revoked = revoke_rows([key for key in keys if _is_lost(session, row, key)], now)
+        advance(row, now)
+        session.flush()
+        return ChangedUser(_user(row), revoked)
+
+    def lock_user(self, session: Session, username: str, *, version: int | None = None) -> User:
         """The user's keys are refused from now on; nothing else of the account changes. Locking twice is no error."""
-        return self._change_status(session, username, UserStatus.LOCKED)
+        return self._change_status(session, username, UserStatus.LOCKED, version)
 
-    def unlock_user(self, session: Session, username: str) -> User:
-        return self._change_status(session, username, UserStatus.ACTIVE)
+    def unlock_user(self, session: Session, username: str, *, version: int | None = None) -> User:
+        return self._change_status(session, username, UserStatus.ACTIVE, version)
+
+    def disable_user(self, session: Session, username: str, *, version: int | None = None) -> ChangedUser:
+        """The user has left, for good: keys revoked, sessions ended, memberships gone, tokens void. The name stays taken.
+
+        Raises `ConflictError` for the last active owner. Disabling twice is no error.
+        """
+        owners = held_owners(session)
+        row = user_row(session, username, hold=True)
+        require_version(row, version)
+        if row.status == UserStatus.DISABLED:
+            return ChangedUser(_user(row), ())
+        _require_another_owner(owners, row)
+        now = self._clock.now()
+        keys = held_keys(session, ApiKeyRow.user_id == row.id, ApiKeyRow.revoked_at.is_(None))
+        _leave_projects(session, row.id)
+        end_sessions(session, row.id, "account disabled", now)
+        self._void_tokens(session, row, now)
+        row.status = UserStatus.DISABLED
+        advance(row, now)
+        revoked = revoke_rows(keys, now)
+        session.flush()
+        return ChangedUser(_user(row), revoked)
 
     def start_setup(self, session: Session, username: str) -> OneTimeToken:
         """A token with which a new user sets the first password."""
-        return self._issue_token(session, _user_row(session, username), TokenPurpose.SETUP)
+        return self._issue_token(session, user_row(session, username), TokenPurpose.SETUP)
 
     def start_password_reset(self, session: Session, username: str) -> OneTimeToken:
         """A token with which the user sets a new password. The old one stays good until then."""
-        row = _user_row(session, username)
+        row = user_row(session, username)
         return self._issue_token(session, row, TokenPurpose.PASSWORD_RESET if row.password_hash else TokenPurpose.SETUP)
 
     def set_password(self, session: Session, username: str, password: PasswordHash) -> User:
-        row = _user_row(session, username)
+        row = user_row(session, username)
         self._store_password(session, row, password)
         return _user(row)
 
@@ -223,75 +303,23 @@ class Accounts:
         self._store_password(session, row, password)
         return _user(row)
 
-    def create_api_key(
-        self,
-        session: Session,
-        *,
-        username: str,
-        name: str,
-        expires_days: int | None = None,
-        scopes: tuple[str, ...] | None = None,
-        models: tuple[str, ...] | None = None,
-        requests_per_minute: int | None = None,
-        drawn: DrawnKey | None = None,
-    ) -> IssuedKey:
-        """A key that works at once. `drawn` lets the caller record its `kid` before it exists.
-
-        Defaults: the settings' days to live, every scope, every model, the deployment's rate.
-        """
-        drawn = drawn or draw_api_key()
-        # The user's row is held, so that two commands at once can't pass the limit together.
-        user = _user_row(session, username, hold=True)
-        if user.status != UserStatus.ACTIVE:
-            raise OperatorError(f"The account {shown(user.username)} is {user.status}; unlock it before it gets a key.")
-        now = self._clock.now()
-        self._check_key_count(session, user, now)
-        row = ApiKeyRow(
-            id=drawn.id,
-            kid=drawn.kid,
-            kind="live",
-            user=user,
-            project_id=DEFAULT_PROJECT_ID,
-            name=checked_name(name),
-            digest=digest_of(self._pepper, drawn.secret),
-            scopes=list(checked_scopes(scopes)),
-            models=None if models is None else list(_checked_models(models)),
-            requests_per_minute=_checked_rate(requests_per_minute),
-            created_at=now,
-            expires_at=now + timedelta(days=self._checked_days(expires_days)),
-        )
-        session.add(row)
-        session.flush()
-        return IssuedKey(_api_key(row), drawn.secret)
-
-    def list_api_keys(self, session: Session, username: str | None = None) -> list[ApiKey]:
-        """Every key ever made, or one user's, oldest first."""
-        wanted = select(ApiKeyRow).options(joinedload(ApiKeyRow.user)).order_by(ApiKeyRow.created_at, ApiKeyRow.id)
-        if username is not None:
-            wanted = wanted.where(ApiKeyRow.user_id == _user_row(session, username).id)
-        return [_api_key(row) for row in session.scalars(wanted)]
-
-    def find_api_key(self, session: Session, reference: str) -> ApiKey:
-        """By public part (8 characters) or `key_…` id. Raises `OperatorError`, also when given a whole key."""
-        return _api_key(_api_key_row(session, reference))
-
-    def revoke_api_key(self, session: Session, reference: str) -> ApiKey:
-        """The key is refused from now on, for ever. Revoking twice keeps the first moment."""
-        row = _api_key_row(session, reference)
-        if row.revoked_at is None:
-            row.revoked_at = self._clock.now()
-            session.flush()
-        return _api_key(row)
-
-    def _change_status(self, session: Session, username: str, status: UserStatus) -> User:
-        row = _user_row(session, username)
-        if row.status == UserStatus.DISABLED:
-            raise OperatorError(f"The account {shown(row.username)} is disabled for good; create another user instead.")
+    def _change_status(self, session: Session, username: str, status: UserStatus, version: int | None) -> User:
+        owners = held_owners(session)
+        row = self._held(session, username, version)
         if row.status != status:
+            if status is not UserStatus.ACTIVE:
+                _require_another_owner(owners, row)
             row.status = status
-            row.updated_at = self._clock.now()
+            advance(row, self._clock.now())
             session.flush()
         return _user(row)
+
+    def _held(self, session: Session, username: str, version: int | None) -> UserRow:
+        row = user_row(session, username, hold=True)
+        require_version(row, version)
+        if row.status == UserStatus.DISABLED:
+            raise ConflictError(f"The account {shown(row.username)} is disabled for good; create another user instead.")
+        return row
 
     def _store_password(self, session: Session, row: UserRow, password: PasswordHash) -> None:
         now = self._clock.now()
@@ -331,85 +359,32 @@ class Accounts:
     def _token_digest(self, token: str) -> bytes:
         return digest_of(self._pepper, token.strip())
 
-    def _check_key_count(self, session: Session, user: UserRow, now: datetime) -> None:
-        active = session.scalar(
-            select(func.count())
-            .select_from(ApiKeyRow)
-            .where(ApiKeyRow.user_id == user.id, ApiKeyRow.revoked_at.is_(None), ApiKeyRow.expires_at > now)
+
+def _require_another_owner(owners: set[str], row: UserRow) -> None:
+    if owners == {row.id}:
+        raise ConflictError(
+            f"{shown(row.username)} is the last active owner; make somebody else owner first (update-user --role owner)."
         )
-        if (active or 0) >= self._settings.keys_per_user_max:
-            raise OperatorError(
-                f"{shown(user.username)} has {active} active API keys already, the most allowed "
-                "(MAX_API_KEYS_PER_USER); revoke one first."
-            )
-
-    def _checked_days(self, days: int | None) -> int:
-        longest = self._settings.key_days_max
-        if days is None:
-            return min(self._settings.key_days_default, longest)
-        if not 1 <= days <= longest:
-            raise OperatorError(f"A key lives 1 to {longest} days (API_KEY_EXPIRY_DAYS_MAX), not {days}.")
-        return days
 
 
-def checked_scopes(scopes: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The scopes in their own order, the origin's names translated; None means all of them."""
-    if scopes is None:
-        return SCOPES
-    wanted = {ORIGIN_SCOPES.get(scope, scope) for scope in scopes}
-    if not wanted:
-        raise OperatorError(f"A key needs at least one scope of: {', '.join(SCOPES)}.")
-    if unknown := sorted(wanted.difference(SCOPES)):
-        raise OperatorError(f"There is no scope {shown(unknown[0])}; use some of: {', '.join(SCOPES)}.")
-    return tuple(scope for scope in SCOPES if scope in wanted)
+def _leave_projects(session: Session, user_id: str) -> None:
+    session.execute(delete(ProjectMemberRow).where(ProjectMemberRow.user_id == user_id))
 
 
-def _checked_models(models: tuple[str, ...]) -> tuple[str, ...]:
-    wanted = tuple(dict.fromkeys(model.strip() for model in models))
-    if not 1 <= len(wanted) <= _MODELS_MAX:
-        raise OperatorError(f"A key may name 1 to {_MODELS_MAX} models; leave --models out to allow every model.")
-    for model in wanted:
-        if not 1 <= len(model) <= _MODEL_LENGTH_MAX or not model.isprintable():
-            raise OperatorError(f"{shown(model)} is not a model's name: 1 to {_MODEL_LENGTH_MAX} printable characters.")
-    return wanted
+def _is_lost(session: Session, user: UserRow, key: ApiKeyRow) -> bool:
+    project = session.get_one(ProjectRow, key.project_id)
+    return objection_to(session, user, kind=key.kind, scopes=key.scopes, project=project) is not None
 
 
-def _checked_rate(requests_per_minute: int | None) -> int | None:
-    if requests_per_minute is not None and not 1 <= requests_per_minute <= _REQUESTS_PER_MINUTE_MAX:
-        raise OperatorError(f"A key's rate is 1 to {_REQUESTS_PER_MINUTE_MAX} requests per minute.")
-    return requests_per_minute
+def _checked_status(status: str) -> UserStatus:
+    try:
+        return UserStatus(status)
+    except ValueError:
+        raise OperatorError(f"There is no status {shown(status)}; use one of: {', '.join(UserStatus)}.") from None
 
 
-def _user_row(session: Session, username: str, *, hold: bool = False) -> UserRow:
-    wanted = select(UserRow).where(UserRow.username_normalised == normalised_username(username))
-    row = session.scalar(wanted.with_for_update() if hold else wanted)
-    if row is None:
-        raise OperatorError(f"There is no user {shown(username)}; list-users shows who exists.")
-    return row
-
-
-def _api_key_row(session: Session, reference: str) -> ApiKeyRow:
-    reference = reference.strip()
-    if (kid := kid_of(reference)) is not None:
-        # A whole key in an argument stands in the process list and the shell's history: say so, and take the kid only.
-        raise OperatorError(
-            f"That is a whole API key, which should not be typed into a command; give its public part: {kid}"
-        )
-    wanted = select(ApiKeyRow).options(joinedload(ApiKeyRow.user))
-    wanted = wanted.where(ApiKeyRow.kid == reference if is_kid(reference) else ApiKeyRow.id == reference)
-    row = session.scalar(wanted)
-    if row is None:
-        raise OperatorError(f"There is no API key {_harmless(reference)}; list-api-keys shows which exist.")
-    return row
-
-
-def _harmless(reference: str) -> str:
-    """A mistyped whole key is still most of a secret, so what looks like one is not repeated."""
-    return "of that form" if reference.startswith("slp_") else shown(reference)
-
-
-def _username_taken(username: str) -> OperatorError:
-    return OperatorError(f"A user {shown(username)} exists already; choose another name or reset that user's password.")
+def _username_taken(username: str) -> ConflictError:
+    return ConflictError(f"A user {shown(username)} exists already; choose another name or reset that user's password.")
 
 
 def _token_refused() -> OperatorError:
@@ -424,24 +399,9 @@ def _user(row: UserRow) -> User:
         email=row.email,
         role=Role(row.role),
         status=UserStatus(row.status),
+        organisation_id=OrganisationId(row.organisation_id),
         has_password=row.password_hash is not None,
+        version=row.version,
         created_at=row.created_at,
         updated_at=row.updated_at,
-    )
-
-
-def _api_key(row: ApiKeyRow) -> ApiKey:
-    return ApiKey(
-        id=KeyId(row.id),
-        kid=Kid(row.kid),
-        user_id=UserId(row.user_id),
-        username=row.user.username,
-        name=row.name,
-        scopes=tuple(row.scopes),
-        models=None if row.models is None else tuple(row.models),
-        requests_per_minute=row.requests_per_minute,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        revoked_at=row.revoked_at,
-        last_used_at=row.last_used_at,
     )

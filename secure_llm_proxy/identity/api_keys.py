@@ -1,8 +1,9 @@
-"""The form of an API key: `slp_live_<kid>_<secret><checksum>`.
+"""The form of an API key: `slp_<kind>_<kid>_<secret><checksum>`.
 
-`kid` is 8 base62 characters, public and indexed; `secret` is 32 (190 bits); the checksum is the CRC-32 of everything
-before it as 6 base62 characters, so that a typing mistake, and a scanner's find, is judged without a database. The
-underscores let a double click take the whole key. Source: SECURITY §2, D14; GitHub's token format (2021-04-05).
+`kind` is live, test or adm (`KeyKind`); `kid` is 8 base62 characters, public and indexed; `secret` is 32 (190 bits); the
+checksum is the CRC-32 of everything before it as 6 base62 characters, so that a typing mistake, and a scanner's find, is
+judged without a database. The underscores let a double click take the whole key. Source: SECURITY §2, D14; GitHub's token
+format (2021-04-05).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NewType
 from zlib import crc32
 
@@ -19,11 +21,22 @@ from secure_llm_proxy.foundation.identifiers import KeyId, new_key_id
 Kid = NewType("Kid", str)
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+# Of a live or test key, which the hot path meets; an adm key is one character shorter.
 KEY_LENGTH = 56
-_FORM = re.compile(r"slp_live_([0-9A-Za-z]{8})_[0-9A-Za-z]{38}", re.ASCII)
+# The rule for secret scanners too; a find is one of ours only if its checksum is right.
+SCANNER_RULE = r"slp_(?:live|test|adm)_([0-9A-Za-z]{8})_[0-9A-Za-z]{38}"
+_FORM = re.compile(SCANNER_RULE, re.ASCII)
 _KID_FORM = re.compile(r"[0-9A-Za-z]{8}", re.ASCII)
 _CHECKSUM_LENGTH = 6
 _PLACE_2, _PLACE_3 = 62**2, 62**3
+
+
+class KeyKind(StrEnum):
+    """What a key is for, readable in the key itself. Live and test ask models and differ in name only; adm manages."""
+
+    LIVE = "live"
+    TEST = "test"
+    ADM = "adm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +47,21 @@ class DrawnKey:
     kid: Kid
     secret: str = field(repr=False)
 
+    @property
+    def kind(self) -> KeyKind:
+        return KeyKind(self.secret.split("_", 2)[1])
 
-def draw_api_key() -> DrawnKey:
+
+def draw_api_key(kind: KeyKind = KeyKind.LIVE) -> DrawnKey:
     """A fresh key from the system's random source."""
     kid = Kid(random_base62(8))
-    body = f"slp_live_{kid}_{random_base62(32)}"
+    body = f"slp_{kind}_{kid}_{random_base62(32)}"
     return DrawnKey(new_key_id(), kid, body + checksum_of(body))
 
 
 def kid_of(credential: str) -> Kid | None:
     """The public part of a well-formed key; None when form or checksum is wrong. Says nothing about its validity."""
-    if len(credential) != KEY_LENGTH or (match := _FORM.fullmatch(credential)) is None:
+    if not KEY_LENGTH - 1 <= len(credential) <= KEY_LENGTH or (match := _FORM.fullmatch(credential)) is None:
         return None
     if checksum_of(credential[:-_CHECKSUM_LENGTH]) != credential[-_CHECKSUM_LENGTH:]:
         return None

@@ -1,4 +1,4 @@
-"""Rules for what a person may be called: usernames, e-mail addresses, names of keys, roles."""
+"""Rules for what people and things may be called: usernames, e-mail addresses, names of keys and projects, roles."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ DEFAULT_ORGANISATION_ID = "org_00000000000000000000000000"
 DEFAULT_PROJECT_ID = "prj_00000000000000000000000000"
 USERNAME_LENGTH_MAX = 64
 NAME_LENGTH_MAX = 100
+_NORMALISED_LENGTH_MAX = 200
 _EMAIL_LENGTH_MAX = 254
 _SHOWN_LENGTH_MAX = 80
 _EMAIL = re.compile(r"[^\s@<>()\[\]\\,;:\"]{1,64}@[^\W_](?:[\w-]*[^\W_])?(?:\.[^\W_](?:[\w-]*[^\W_])?)*")
 _USERNAME_MARKS = frozenset("._-@+")
+_USER_ID = re.compile(r"usr_[0-9A-HJKMNP-TV-Z]{26}", re.ASCII)
+# Printable by Unicode's categories, and yet nothing is seen (Default_Ignorable_Code_Point, Unicode 16): two names would
+# look alike.
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 class Role(StrEnum):
@@ -58,9 +63,12 @@ def checked_username(username: str) -> tuple[str, str]:
     normalised = normalised_username(username)
     if not 1 <= len(shown_name) <= USERNAME_LENGTH_MAX or len(normalised) > USERNAME_LENGTH_MAX:
         raise OperatorError(f"A username has 1 to {USERNAME_LENGTH_MAX} characters; choose another.")
+    if is_user_id(shown_name):
+        raise OperatorError("A username must not have the form of a user's id; choose another.")
     # Both forms: what is shown must not hide a character that the compared form has lost, and the other way round.
     for character in shown_name + normalised:
-        if not (character.isalnum() or character in _USERNAME_MARKS or unicodedata.category(character) in {"Mn", "Mc"}):
+        known = character.isalnum() or character in _USERNAME_MARKS or unicodedata.category(character) in {"Mn", "Mc"}
+        if not known or _UNSEEN.match(character) is not None:
             raise OperatorError(
                 f"A username may hold letters, digits and . _ - @ + only, not U+{ord(character):04X}; choose another."
             )
@@ -77,12 +85,35 @@ def checked_email(email: str) -> str:
     return address
 
 
-def checked_name(name: str) -> str:
-    """A key's name: 1 to 100 printable characters."""
+def checked_name(name: str, *, of: str = "key") -> str:
+    """The name of a key, project or organisation: 1 to 100 characters that can be seen, without space around them."""
     text = unicodedata.normalize("NFC", name.strip())
-    if not 1 <= len(text) <= NAME_LENGTH_MAX or not text.isprintable():
-        raise OperatorError(f"A key's name has 1 to {NAME_LENGTH_MAX} printable characters; give another with --name.")
+    if not 1 <= len(text) <= NAME_LENGTH_MAX or not text.isprintable() or _UNSEEN.search(text) is not None:
+        raise OperatorError(f"The name of a {of} has 1 to {NAME_LENGTH_MAX} printable characters; give another.")
     return text
+
+
+def normalised_name(name: str) -> str:
+    """What makes two names of projects or organisations the same: as of usernames, and any white space is one blank."""
+    return " ".join(normalised_username(name).split())
+
+
+def checked_unique_name(name: str, *, of: str) -> tuple[str, str]:
+    """The name to show and its normalised form, as `checked_name` judges it."""
+    text = checked_name(name, of=of)
+    normalised = normalised_name(text)
+    if not 1 <= len(normalised) <= _NORMALISED_LENGTH_MAX:
+        raise OperatorError(f"The name of a {of} has 1 to {NAME_LENGTH_MAX} printable characters; give another.")
+    return text, normalised
+
+
+def is_user_id(text: str) -> bool:
+    return _USER_ID.fullmatch(text) is not None
+
+
+def default_project_of(organisation_id: str) -> str:
+    """The id of an organisation's first project, which is made with it and open to all of its users."""
+    return "prj_" + organisation_id.partition("_")[2]
 
 
 def shown(text: str) -> str:

@@ -283,7 +283,7 @@ def test_the_limit_of_keys_holds_when_several_are_made_at_once(room: IdentityRoo
     for thread in threads:
         thread.join(60)
 
-    assert len(run(room, accounts.list_api_keys)) == 5
+    assert len(run(room, room.keys.list_api_keys)) == 5
 
 
 def test_scopes_are_ours_or_the_origins_and_never_others(room: IdentityRoom, accounts: Accounts) -> None:
@@ -309,14 +309,14 @@ def test_models_and_rates_are_checked(room: IdentityRoom, accounts: Accounts) ->
 def test_a_key_is_revoked_by_either_name_and_the_first_moment_stays(room: IdentityRoom, accounts: Accounts) -> None:
     by_kid, by_id = room.make_key().api_key, room.make_key().api_key
     moment = room.clock.now()
-    run(room, lambda session: accounts.revoke_api_key(session, by_kid.kid))
-    run(room, lambda session: accounts.revoke_api_key(session, by_id.id))
+    run(room, lambda session: room.keys.revoke_api_key(session, by_kid.kid))
+    run(room, lambda session: room.keys.revoke_api_key(session, by_id.id))
     room.clock.advance(5)
 
-    again = run(room, lambda session: accounts.revoke_api_key(session, by_kid.kid))
+    again = run(room, lambda session: room.keys.revoke_api_key(session, by_kid.kid))
 
     assert again.revoked_at == moment
-    assert {key.status(room.clock.now()) for key in run(room, accounts.list_api_keys)} == {"revoked"}
+    assert {key.status(room.clock.now()) for key in run(room, room.keys.list_api_keys)} == {"revoked"}
 
 
 def test_a_whole_key_is_not_taken_where_its_name_belongs_and_not_repeated(
@@ -326,7 +326,7 @@ def test_a_whole_key_is_not_taken_where_its_name_belongs_and_not_repeated(
 
     for given in (secret, secret[:-1]):
         with pytest.raises(OperatorError) as caught:
-            run(room, partial(accounts.revoke_api_key, reference=given))
+            run(room, partial(room.keys.revoke_api_key, reference=given))
         assert secret[18:40] not in str(caught.value)
 
 
@@ -334,8 +334,8 @@ def test_keys_are_listed_of_all_or_of_one_user(room: IdentityRoom, accounts: Acc
     room.make_user("bob")
     alices, bobs = room.make_key("alice"), room.make_key("BOB")
 
-    everybody = run(room, accounts.list_api_keys)
-    only_bob = run(room, lambda session: accounts.list_api_keys(session, "bob"))
+    everybody = run(room, room.keys.list_api_keys)
+    only_bob = run(room, lambda session: room.keys.list_api_keys(session, "bob"))
 
     assert {key.kid for key in everybody} == {alices.api_key.kid, bobs.api_key.kid}
     assert only_bob == [bobs.api_key]

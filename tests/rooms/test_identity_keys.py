@@ -308,9 +308,8 @@ def test_last_use_is_written_in_one_batch_and_never_goes_back(room: IdentityRoom
 
     written = (late.flush_last_used(), early.flush_last_used(), late.flush_last_used())
 
-    accounts = room.accounts
     assert written == (2, 1, 0)
-    assert [found.last_used_at for found in room.database.run(accounts.list_api_keys)] == [moment, moment]
+    assert [found.last_used_at for found in room.database.run(room.keys.list_api_keys)] == [moment, moment]
 
 
 def test_a_refused_key_was_not_used(room: IdentityRoom, key: IssuedKey) -> None:

@@ -235,8 +235,7 @@ def test_many_requests_with_one_key_ask_the_database_once_and_all_get_its_answer
 
         assert answers == [key.api_key.kid] * 50 + ["invalid_api_key"] * 50
         assert int(queries) == 3  # one for either, and the page of keys read along with the good one
-        accounts = room.accounts
-        (used,) = room.database.run(accounts.list_api_keys)
+        (used,) = room.database.run(room.keys.list_api_keys)
         assert used.last_used_at is not None
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from secure_llm_proxy.cli.database_schema import run_migrations
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.database import Database
-from secure_llm_proxy.identity import Accounts, Identity, IssuedKey
+from secure_llm_proxy.identity import DEFAULT_ORGANISATION_ID, Accounts, ApiKeys, Identity, IssuedKey, Organisations
 from secure_llm_proxy.settings import DatabaseSettings, IdentitySettings
 from secure_llm_proxy.settings.database_url import normalise_database_url
 
@@ -47,7 +48,7 @@ def make_accounts(clock: Clock, **settings: object) -> Accounts:
 
 @dataclass(slots=True)
 class IdentityRoom:
-    """Accounts and one worker's identity over one database."""
+    """Organisations, accounts, keys and one worker's identity over one database."""
 
     database: Database
     clock: ManualClock = field(default_factory=ManualClock)
@@ -57,14 +58,26 @@ class IdentityRoom:
     def accounts(self) -> Accounts:
         return make_accounts(self.clock, **self.settings)
 
+    @property
+    def organisations(self) -> Organisations:
+        return Organisations(self.clock)
+
+    @property
+    def keys(self) -> ApiKeys:
+        return ApiKeys(IdentitySettings.model_validate(self.settings), self.clock, pepper=PEPPER)
+
     def worker(self) -> Identity:
         """A worker with a memory of its own."""
         return Identity(IdentitySettings.model_validate(self.settings), self.database, PEPPER, self.clock)
 
-    def make_user(self, username: str = "alice", role: str = "member") -> str:
+    def make_user(
+        self, username: str = "alice", role: str = "member", organisation: str = DEFAULT_ORGANISATION_ID
+    ) -> str:
         accounts = self.accounts
         user = self.database.run(
-            lambda session: accounts.create_user(session, username=username, email=EMAIL, role=role)
+            lambda session: accounts.create_user(
+                session, username=username, email=EMAIL, role=role, organisation=organisation
+            )
         )
         return user.username
 
@@ -72,24 +85,39 @@ class IdentityRoom:
         self,
         username: str = "alice",
         *,
+        name: str = "test key",
+        kind: str = "live",
+        project: str | None = None,
         expires_days: int | None = None,
-        scopes: tuple[str, ...] | None = None,
-        models: tuple[str, ...] | None = None,
+        scopes: Sequence[str] | None = None,
+        models: Sequence[str] | None = None,
         requests_per_minute: int | None = None,
+        burst: int | None = None,
+        concurrent: int | None = None,
+        tokens_max: int | None = None,
+        allowed_addresses: Sequence[str] | None = None,
+        allowed_agents: Sequence[str] | None = None,
     ) -> IssuedKey:
-        accounts = self.accounts
+        keys = self.keys
         return self.database.run(
-            lambda session: accounts.create_api_key(
+            lambda session: keys.create_api_key(
                 session,
                 username=username,
-                name="test key",
+                name=name,
+                kind=kind,
+                project=project,
                 expires_days=expires_days,
                 scopes=scopes,
                 models=models,
                 requests_per_minute=requests_per_minute,
+                burst=burst,
+                concurrent=concurrent,
+                tokens_max=tokens_max,
+                allowed_addresses=allowed_addresses,
+                allowed_agents=allowed_agents,
             )
         )
 
     def revoke(self, key: IssuedKey) -> None:
-        accounts = self.accounts
-        self.database.run(lambda session: accounts.revoke_api_key(session, key.api_key.kid))
+        keys = self.keys
+        self.database.run(lambda session: keys.revoke_api_key(session, key.api_key.kid))
