@@ -27,7 +27,14 @@ from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.foundation.secret_values import derive_key
 from secure_llm_proxy.gateway import House
-from secure_llm_proxy.identity import Identity, listen_for_revocations
+from secure_llm_proxy.identity import (
+    ApiKeys,
+    Identity,
+    Kid,
+    LeakedKeys,
+    announce_revocation,
+    listen_for_revocations,
+)
 from secure_llm_proxy.routing import ModelDirectory
 from secure_llm_proxy.settings import Settings, UpstreamSettings
 from secure_llm_proxy.telemetry import Metrics
@@ -105,6 +112,12 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     metrics = Metrics()
     database = Database(settings.database)
     identity = Identity(settings.identity, database, derive_key(secret_key, "slp/key-pepper"), clock)
+    def forget_everywhere(kid: Kid) -> None:
+        identity.forget(kid)
+        if settings.redis.url is not None:
+            gevent.spawn(announce_revocation, settings.redis, kid)
+
+    keys = ApiKeys(settings.identity, clock, pepper=derive_key(secret_key, "slp/key-pepper"))
     rules = RulesInForce()
     admission = Admission(settings.admission, rules, clock)
     address_rules = AddressRules(settings.admission, clock)
@@ -135,6 +148,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         admission=admission,
         violations=violations,
         identity=identity,
+        leaked_keys=LeakedKeys(keys, database, clock, forget_everywhere),
         throttle=throttle,
         key_class=_key_class(settings),
         address_class=_address_class(settings),

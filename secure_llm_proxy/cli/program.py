@@ -21,6 +21,11 @@ COMMANDS = {
         "Networks that are blocked or allowed beside BLOCKED_IPS and ALLOWED_IPS, without a restart.",
     ),
     "audit": ("audit", "audit", "The sealed audit log."),
+    "check-leaks": (
+        "keys",
+        "check_leaks",
+        "Look for API keys of ours in FILES (- is standard input). Exit 1 when one is found that works.",
+    ),
     "create-admin": (
         "users",
         "create_admin",
@@ -37,6 +42,11 @@ COMMANDS = {
         "Make a user: ready with a password, else with a one-time setup token that is printed once.",
     ),
     "db": ("database", "db", "Migrate the database."),
+    "disable-user": (
+        "users",
+        "disable_user",
+        "Disable a user who leaves, for good: keys are revoked, sessions end, the user belongs to no project.",
+    ),
     "doctor": (
         "doctor",
         "doctor",
@@ -45,6 +55,18 @@ COMMANDS = {
     "list-api-keys": ("keys", "list_api_keys", "List API keys: their public parts, never the keys."),
     "list-users": ("users", "list_users", "List every user."),
     "lock-user": ("users", "lock_user", "Lock a user: every key of the account is refused until unlock-user."),
+    "organisations": ("projects", "organisations", "Organisations: who owns projects and users."),
+    "projects": ("projects", "projects", "Projects: what keys are made for, and who may have keys in them."),
+    "quarantine-api-key": (
+        "keys",
+        "quarantine_api_key",
+        "Refuse the API key KEY from now on, until release-api-key: it may have leaked.",
+    ),
+    "release-api-key": (
+        "keys",
+        "release_api_key",
+        "Let the quarantined API key KEY work again. One that has leaked is to be rotated or revoked instead.",
+    ),
     "reset-password": (
         "users",
         "reset_password",
@@ -54,6 +76,11 @@ COMMANDS = {
         "keys",
         "revoke_api_key",
         "Revoke the API key KEY (its public part or key_… id) for ever. It is refused everywhere within seconds.",
+    ),
+    "rotate-api-key": (
+        "keys",
+        "rotate_api_key",
+        "Make a successor of the API key KEY with the same properties, and print it once. The old key ends with the overlap.",
     ),
     "serve": (
         "serve",
@@ -73,6 +100,16 @@ COMMANDS = {
         "Tell whether the server answers, what it stands on, and which settings are relaxed.",
     ),
     "unlock-user": ("users", "unlock_user", "Unlock a user: the keys of the account work again."),
+    "update-api-key": (
+        "keys",
+        "update_api_key",
+        "Change the name, scopes, models, limits or lists of the API key KEY. What is not given stays.",
+    ),
+    "update-user": (
+        "users",
+        "update_user",
+        "Change a user's e-mail address, role or organisation. What is not given stays.",
+    ),
 }
 # Asked by programs of ours, not by people.
 HIDDEN_COMMANDS = {"check-settings": ("serve", "check_settings"), "first-run": ("first_run", "first_run")}

@@ -20,9 +20,19 @@ from secure_llm_proxy.cli.output import (
     yes_option,
 )
 from secure_llm_proxy.foundation.identifiers import new_user_id
-from secure_llm_proxy.identity import OneTimeToken, PasswordHash, Role, User, role_named
+from secure_llm_proxy.identity import (
+    DEFAULT_ORGANISATION_ID,
+    OneTimeToken,
+    PasswordHash,
+    Role,
+    User,
+    UserChanges,
+    UserStatus,
+    role_named,
+)
 from secure_llm_proxy.vocabulary.audit import ClearValue
 
+_organisation_option = click.option("--organisation", help="Whose user it is; by default the first organisation's.")
 _username_option = click.option("--username", "--user", "username", required=True, help="The user's name.")
 _email_option = click.option("--email", required=True, help="The user's e-mail address.")
 _password_stdin_option = click.option(
@@ -50,15 +60,20 @@ def create_admin(
     password_stdin: bool,
     as_json: bool,
 ) -> None:
-    """Make an administrator: ready with a password, else with a one-time setup token that is printed once."""
+    """Make an administrator: ready with a password, else with a one-time setup token that is printed once.
+
+    The first one, as long as there is no owner, becomes owner.
+    """
     chosen = _password_from(password, password_stdin=password_stdin, set_password=set_password)
-    _create(context, username, email, Role.ADMIN, chosen, as_json=as_json)
+    role = Role.ADMIN if context.database.run(context.accounts.has_owner) else Role.OWNER
+    _create(context, username, email, role, None, chosen, as_json=as_json)
 
 
 @click.command("create-user")
 @_username_option
 @_email_option
 @click.option("--role", default="member", show_default=True, help=f"One of: {', '.join(Role)}; user, readonly.")
+@_organisation_option
 @_set_password_option
 @_password_stdin_option
 @_password_option
@@ -69,6 +84,7 @@ def create_user(
     username: str,
     email: str,
     role: str,
+    organisation: str | None,
     password: str | None,
     *,
     set_password: bool,
@@ -77,26 +93,120 @@ def create_user(
 ) -> None:
     """Make a user: ready with a password, else with a one-time setup token that is printed once."""
     chosen = _password_from(password, password_stdin=password_stdin, set_password=set_password)
-    _create(context, username, email, role_named(role), chosen, as_json=as_json)
+    _create(context, username, email, role_named(role), organisation, chosen, as_json=as_json)
 
 
 @click.command("list-users")
+@click.option("--organisation", help="Only users of this organisation.")
+@click.option("--role", help="Only users of this role.")
+@click.option("--status", type=click.Choice([status.value for status in UserStatus]), help="Only these.")
+@click.option("--prefix", help="Only users whose name begins so.")
 @json_option
 @pass_context
-def list_users(context: CommandContext, *, as_json: bool) -> None:
+def list_users(
+    context: CommandContext,
+    organisation: str | None,
+    role: str | None,
+    status: str | None,
+    prefix: str | None,
+    *,
+    as_json: bool,
+) -> None:
     """List every user."""
-    users = context.database.run(context.accounts.list_users)
+
+    def read(session: Session) -> tuple[list[User], dict[str, str]]:
+        organisations = context.organisations
+        names = {str(found.id): found.name for found in organisations.list_organisations(session)}
+        its_id = None if organisation is None else organisations.find_organisation(session, organisation).id
+        users = context.accounts.list_users(
+            session, organisation_id=its_id, role=role, status=status, name_prefix=prefix
+        )
+        return users, names
+
+    users, names = context.database.run(read)
     if as_json:
         show_json([asdict(user) for user in users])
         return
     show_table(
-        ("username", "role", "status", "password", "e-mail", "created", "id"),
+        ("username", "role", "status", "organisation", "password", "e-mail", "created", "id"),
         [
-            (u.username, u.role, u.status, "set" if u.has_password else "not set", u.email, u.created_at, u.id)
-            for u in users
+            (
+                user.username,
+                user.role,
+                user.status,
+                names[user.organisation_id],
+                "set" if user.has_password else "not set",
+                user.email,
+                user.created_at,
+                user.id,
+            )
+            for user in users
         ],
-        empty="There are no users yet; make the first with: manage.py create-admin",
+        empty="There is no such user; make the first with: manage.py create-admin",
     )
+
+
+@click.command("update-user")
+@_username_option
+@click.option("--email", help="The user's e-mail address.")
+@click.option("--role", help=f"One of: {', '.join(Role)}; user, readonly.")
+@click.option("--organisation", help="Whose user it is.")
+@json_option
+@pass_context
+def update_user(
+    context: CommandContext,
+    username: str,
+    email: str | None,
+    role: str | None,
+    organisation: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Change a user's e-mail address, role or organisation. What is not given stays.
+
+    With role or organisation the user's sessions end, and keys that the new role may not have are revoked.
+    """
+    user = _find(context, username)
+    changes: UserChanges = {}
+    if email is not None:
+        changes["email"] = email
+    if role is not None:
+        changes["role"] = role_named(role)
+    if organisation is not None:
+        changes["organisation"] = organisation
+    if not changes:
+        raise click.UsageError("Say what is to change: --email, --role or --organisation.")
+    changed = context.change(
+        "user.update",
+        user.id,
+        {"role": changes.get("role")},
+        {**_named(user), **changes},
+        lambda session: context.accounts.update_user(session, user.id, changes, version=user.version),
+    )
+    _announce(context, user.id)
+    if as_json:
+        show_json({**asdict(changed.user), "revoked_keys": changed.revoked})
+        return
+    click.echo(f"{changed.user.username} is changed; keys revoked: {len(changed.revoked)}.")
+
+
+@click.command("disable-user")
+@_username_option
+@yes_option
+@json_option
+@pass_context
+def disable_user(context: CommandContext, username: str, *, yes: bool, as_json: bool) -> None:
+    """Disable a user who leaves, for good: keys are revoked, sessions end, the user belongs to no project."""
+    user = _find(context, username)
+    confirm(f"Disable {user.username} for ever, and revoke all keys of the account?", yes=yes)
+    changed = context.change(
+        "user.disable", user.id, {}, _named(user), lambda session: context.accounts.disable_user(session, user.id)
+    )
+    _announce(context, user.id)
+    if as_json:
+        show_json({**asdict(changed.user), "revoked_keys": changed.revoked})
+        return
+    click.echo(f"{user.username} is disabled; keys revoked: {len(changed.revoked)}.")
 
 
 @click.command("lock-user")
@@ -193,20 +303,43 @@ def setup_password(
     click.echo(f"The password of {user.username} is set; the token is used up.")
 
 
-COMMANDS = (create_admin, create_user, list_users, lock_user, unlock_user, reset_password, setup_password)
+COMMANDS = (
+    create_admin,
+    create_user,
+    list_users,
+    update_user,
+    lock_user,
+    unlock_user,
+    disable_user,
+    reset_password,
+    setup_password,
+)
 
 
 def _create(
-    context: CommandContext, username: str, email: str, role: Role, password: str | None, *, as_json: bool
+    context: CommandContext,
+    username: str,
+    email: str,
+    role: Role,
+    organisation: str | None,
+    password: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     accounts, user_id = context.accounts, new_user_id()
     hashed = None if password is None else accounts.hash_password(password, username=username, email=email)
     clear: dict[str, ClearValue] = {"role": role, "password": hashed is not None}
-    body = {"username": username, "email": email}
+    body = {"username": username, "email": email, "organisation": organisation}
 
     def apply(session: Session) -> tuple[User, OneTimeToken | None]:
         user = accounts.create_user(
-            session, username=username, email=email, role=role, password=hashed, user_id=user_id
+            session,
+            username=username,
+            email=email,
+            role=role,
+            password=hashed,
+            user_id=user_id,
+            organisation=organisation or DEFAULT_ORGANISATION_ID,
         )
         return user, None if hashed is not None else accounts.start_setup(session, username)
 

@@ -39,7 +39,7 @@ def chat(house: House, inbound: Inbound, read_request: ReadRequest) -> Reply:
         steps.admit(house, docket)
         caller = steps.identify(house, docket, SCOPE_CHAT)
         steps.throttle(house, docket, caller)
-        request = steps.read(docket, read_request)
+        request = steps.read(house, docket, read_request)
         route = steps.plan_route(house, docket, caller, request)
         payload = strict_json.dumps({**request.payload, "model": route.model, "stream": request.stream})
         steps.audit_intent(house, docket, payload)

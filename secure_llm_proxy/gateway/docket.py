@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from secure_llm_proxy.vocabulary.caller import Caller, RateClass
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion, CompletionStream, Route, Usage
 from secure_llm_proxy.vocabulary.decisions import RateDecision, Verdict
 from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.vocabulary.leaks import LeakedKey
 
 if TYPE_CHECKING:
     from secure_llm_proxy.gateway.streaming import RelayedStream
@@ -31,6 +33,12 @@ class ViolationsRoom(Protocol):
 
 class IdentityRoom(Protocol):
     def identify(self, credentials: tuple[str, ...]) -> Caller: ...
+
+
+class LeakedKeysRoom(Protocol):
+    def ours(self, credentials: Sequence[str]) -> tuple[LeakedKey, ...]: ...
+
+    def quarantine(self, kid: str, reason: str) -> None: ...
 
 
 class RoutingRoom(Protocol):
@@ -50,6 +58,8 @@ class MetricsRoom(Protocol):
 
     def closed(self, facts: ExchangeFacts) -> None: ...
 
+    def leaked(self, where: str) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class House:
@@ -58,6 +68,7 @@ class House:
     admission: AdmissionRoom
     violations: ViolationsRoom
     identity: IdentityRoom
+    leaked_keys: LeakedKeysRoom
     throttle: Throttle
     key_class: RateClass
     address_class: RateClass

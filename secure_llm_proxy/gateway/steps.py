@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from secure_llm_proxy.foundation import strict_json
-from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, NotQueued, PermissionDenied, RateLimited
+from secure_llm_proxy.foundation.errors import (
+    AuthenticationFailed,
+    ErrorCode,
+    InvalidRequest,
+    NotQueued,
+    PermissionDenied,
+    RateLimited,
+    Unavailable,
+)
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.gateway.docket import Docket, House
+from secure_llm_proxy.gateway.leaks import keys_in_body, quarantine_ours
 from secure_llm_proxy.gateway.provenance import clear_identity, origin_of
 from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.caller import Caller, RateClass
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Route
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
+
+log = logging.getLogger(__name__)
 
 
 def admit(house: House, docket: Docket) -> None:
@@ -27,6 +39,7 @@ def admit(house: House, docket: Docket) -> None:
 def identify(house: House, docket: Docket, scope: str) -> Caller:
     """Who is it, and may its key do this at all?"""
     if docket.inbound.key_in_url:
+        _quarantine_keys_in_url(house, docket)
         raise AuthenticationFailed(
             "An API key stands in the URL, where logs would keep it. Send it as `Authorization: Bearer`, and replace this key.",
             code=ErrorCode.API_KEY_IN_URL,
@@ -65,9 +78,15 @@ def throttle(house: House, docket: Docket, caller: Caller) -> None:
     docket.hold = hold
 
 
-def read(docket: Docket, read_request: Callable[[JsonObject], ChatRequest]) -> ChatRequest:
-    """From bytes to a request, strictly: what a policy sees is what the provider will get."""
-    request = read_request(strict_json.loads_object(docket.inbound.read_body()))
+def read(house: House, docket: Docket, read_request: Callable[[JsonObject], ChatRequest]) -> ChatRequest:
+    """From bytes to a request, strictly: what a policy sees is what the provider will get. No key of ours is in it."""
+    body = docket.inbound.read_body()
+    request = read_request(strict_json.loads_object(body))
+    if (found := keys_in_body(body, request.payload)) and quarantine_ours(house, docket, found, "body"):
+        raise InvalidRequest(
+            "The body holds an API key of this proxy, which is refused from now on. Take it out, and replace the key.",
+            code=ErrorCode.API_KEY_IN_BODY,
+        )
     docket.request = request
     return request
 
@@ -101,3 +120,14 @@ def audit_intent(house: House, docket: Docket, payload: bytes) -> None:
         # Nothing will ever stand in the log, so there is nothing to end.
         docket.started_record = None
         raise
+
+
+def _quarantine_keys_in_url(house: House, docket: Docket) -> None:
+    try:
+        quarantine_ours(house, docket, docket.inbound.keys_in_url, "url")
+    except Unavailable as error:
+        # The request is refused all the same.
+        log.error(  # noqa: TRY400  the code says it all
+            "leaked API key NOT quarantined",
+            extra={"request_id": docket.inbound.exchange_id, "where": "url", "code": error.code.value},
+        )

@@ -30,6 +30,7 @@ from secure_llm_proxy.identity.issued_keys import (
     KeyStatus,
 )
 from secure_llm_proxy.identity.key_rules import SCOPES
+from secure_llm_proxy.identity.leaked_keys import LeakedKeys, keys_in, keys_in_stream
 from secure_llm_proxy.identity.names import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID, Role, role_named
 from secure_llm_proxy.identity.organisations import (
     Member,
@@ -61,6 +62,7 @@ __all__ = [
     "KeyKind",
     "KeyStatus",
     "Kid",
+    "LeakedKeys",
     "Member",
     "OneTimeToken",
     "Organisation",
@@ -77,6 +79,8 @@ __all__ = [
     "UserStatus",
     "announce_revocation",
     "draw_api_key",
+    "keys_in",
+    "keys_in_stream",
     "kid_of",
     "listen_for_revocations",
     "may",

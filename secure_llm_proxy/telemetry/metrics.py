@@ -90,6 +90,12 @@ class Metrics:
         self._tokens = Counter(
             "slp_tokens_total", "Model tokens as providers count them.", ["model", "kind"], registry=self.registry
         )
+        self._leaked = Counter(
+            "slp_leaked_keys_total",
+            "API keys quarantined because they were found in a URL or a body.",
+            ["where"],
+            registry=self.registry,
+        )
         self._limiter_fallbacks = Counter(
             "slp_limiter_local_total",
             "Requests limited by this host's share because Redis was away.",
@@ -158,6 +164,13 @@ class Metrics:
         for (model, kind), count in tokens.items():
             if count:
                 self._tokens_of(model, kind).inc(count)
+
+    def leaked(self, where: str) -> None:
+        """A key was found in a `url` or a `body`. Never raises, as `opened`."""
+        try:
+            self._leaked.labels(where).inc()
+        except OSError as error:
+            log.warning("metrics not counted", extra={"why": type(error).__name__})
 
     def limited_locally(self) -> None:
         self._limiter_fallbacks.inc()

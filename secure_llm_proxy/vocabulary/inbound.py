@@ -14,6 +14,7 @@ class Inbound:
     """What the corridor may know of a request before it reads the body.
 
     `credentials` are the values of every header that may carry one, in order of precedence, without "Bearer ".
+    `key_in_url` says that something like a key of ours stands in the URL; `keys_in_url` are those that are well-formed.
     `read_body` returns the body or raises (too large, too slow, compressed); it is called once, after throttling.
     `person` is who the application says is asking (`X-User-ID`), if it says so.
     """
@@ -30,3 +31,4 @@ class Inbound:
     person: str | None = None
     session: str | None = None
     correlation_id: str | None = None
+    keys_in_url: tuple[str, ...] = field(default=(), repr=False)

@@ -23,6 +23,7 @@ from secure_llm_proxy.foundation.errors import (
     RequestTooLarge,
     UnsupportedMedia,
 )
+from secure_llm_proxy.identity import keys_in
 from secure_llm_proxy.settings import LimitSettings
 from secure_llm_proxy.vocabulary.inbound import Inbound
 from secure_llm_proxy.web.arrival import Arrival
@@ -43,29 +44,39 @@ def inbound_of(arrival: Arrival, door: str, presence: Presence, cancellation: Ca
     web = arrival.web
     person = environ["HTTP_X_USER_ID"] if "HTTP_X_USER_ID" in environ else None
     target: str = environ["RAW_URI"] if "RAW_URI" in environ else ""
+    key_in_url = (not target or "%" in target or "slp_" in target) and _has_key_in_url(environ)
     return Inbound(
         exchange_id=arrival.exchange_id,
         door=door,
         address=arrival.address,
         user_agent=environ["HTTP_USER_AGENT"] if "HTTP_USER_AGENT" in environ else "",
         credentials=_credentials(environ, web.key_variables),
-        key_in_url=(not target or "%" in target or "slp_" in target) and _has_key_in_url(environ),
+        key_in_url=key_in_url,
         started_s=arrival.started_s,
         read_body=partial(_read_body, environ, web.settings.limits, presence),
         cancellation=cancellation,
         person=person[:_PERSON_MAX] if person else None,
         session=safe_id(environ["HTTP_X_SESSION_ID"]) if "HTTP_X_SESSION_ID" in environ else None,
         correlation_id=arrival.correlation_id if "HTTP_X_CORRELATION_ID" in environ else None,
+        keys_in_url=_keys_in_url(environ) if key_in_url else (),
     )
 
 
 def _has_key_in_url(environ: WSGIEnvironment) -> bool:
+    return any("slp_" in text and _KEY_IN_TEXT.search(text) for text in _readings_of_url(environ))
+
+
+def _keys_in_url(environ: WSGIEnvironment) -> tuple[str, ...]:
+    return keys_in("\n".join(_readings_of_url(environ)))
+
+
+def _readings_of_url(environ: WSGIEnvironment) -> tuple[str, ...]:
     # The target as it came: path, query, fragment, user part. Escaped once or twice, a key is a key.
     target: str = environ.get("RAW_URI") or f"{environ.get('PATH_INFO', '')}?{environ.get('QUERY_STRING', '')}"
     if "%" not in target:
-        return "slp_" in target and _KEY_IN_TEXT.search(target) is not None
+        return (target,)
     once = unquote(target)
-    return any(_KEY_IN_TEXT.search(text) for text in (target, once, unquote(once)))
+    return target, once, unquote(once)
 
 
 def _credentials(environ: WSGIEnvironment, key_variables: tuple[str, ...]) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from secure_llm_proxy.vocabulary.chat import Completion, CompletionStream, Route
 from secure_llm_proxy.vocabulary.decisions import Verdict
 from secure_llm_proxy.vocabulary.events import AuditType
 from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.vocabulary.leaks import LeakedKey
 from secure_llm_proxy.web.chat.views import make_chat_door
 from secure_llm_proxy.web.hooks import install_hooks
 from secure_llm_proxy.web.house import WebHouse, attach
@@ -220,6 +221,29 @@ class KeyTable:
         raise found or AuthenticationFailed("Incorrect API key provided.")
 
 
+class LeakTable:
+    """Keys of this deployment in a table, by the whole key. `trouble` is raised whenever it is asked."""
+
+    def __init__(self, effects: list[str]) -> None:
+        self.keys: dict[str, LeakedKey] = {}
+        self.quarantined: dict[str, str] = {}
+        self.trouble: BaseException | None = None
+        self._effects = effects
+
+    def ours(self, credentials: Sequence[str]) -> tuple[LeakedKey, ...]:
+        if credentials:
+            self._effects.append("look for leaks")
+            if self.trouble is not None:
+                raise self.trouble
+        return tuple(self.keys[credential] for credential in credentials if credential in self.keys)
+
+    def quarantine(self, kid: str, reason: str) -> None:
+        self._effects.append("quarantine")
+        if self.trouble is not None:
+            raise self.trouble
+        self.quarantined[kid] = reason
+
+
 class WatchedAdmission:
     """The product's own gate, with its effect noted."""
 
@@ -300,6 +324,10 @@ class WatchedMetrics:
         self.facts.append(facts)
         self.own.closed(facts)
 
+    def leaked(self, where: str) -> None:
+        self._effects.append(f"alarm {where}")
+        self.own.leaked(where)
+
     def text(self) -> str:
         return render_metrics(self.own)[0].decode()
 
@@ -312,6 +340,7 @@ class SmallHouse:
     clock: ManualClock
     admission: WatchedAdmission
     identity: KeyTable
+    leaked_keys: LeakTable
     throttle: WatchedThrottle
     upstream: ScriptedUpstream
     journal: ListJournal
@@ -338,6 +367,7 @@ def make_house(
     clock = ManualClock()
     gate = WatchedAdmission(admission or AdmissionSettings(), effects)
     identity = KeyTable(effects)
+    leaked_keys = LeakTable(effects)
     throttle = WatchedThrottle(clock, effects)
     upstream = ScriptedUpstream(effects)
     journal = ListJournal(effects)
@@ -348,6 +378,7 @@ def make_house(
         admission=gate,
         violations=NoViolations(),
         identity=identity,
+        leaked_keys=leaked_keys,
         throttle=throttle,
         key_class=key_class,
         address_class=address_class,
@@ -357,7 +388,7 @@ def make_house(
         metrics=metrics,
         person_key=b"p" * 32,
     )
-    return SmallHouse(house, clock, gate, identity, throttle, upstream, journal, metrics, effects)
+    return SmallHouse(house, clock, gate, identity, leaked_keys, throttle, upstream, journal, metrics, effects)
 
 
 def make_inbound(body: bytes | BaseException | object = None, **overrides: object) -> Inbound:

@@ -323,6 +323,9 @@ class BrokenMetrics:
     def closed(self, _facts: object) -> None:
         raise AssertionError("nothing was opened")
 
+    def leaked(self, _where: str) -> None:
+        raise AssertionError("nothing has leaked here")
+
 
 def test_a_defect_is_a_bare_500_with_its_class_in_the_log() -> None:
     small = make_house()
