@@ -112,6 +112,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     metrics = Metrics()
     database = Database(settings.database)
     identity = Identity(settings.identity, database, derive_key(secret_key, "slp/key-pepper"), clock)
+
     def forget_everywhere(kid: Kid) -> None:
         identity.forget(kid)
         if settings.redis.url is not None:
