@@ -26,7 +26,7 @@ from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.foundation.secret_values import derive_key
-from secure_llm_proxy.gateway import House
+from secure_llm_proxy.gateway import House, Watch
 from secure_llm_proxy.identity import (
     ApiKeys,
     Identity,
@@ -68,13 +68,15 @@ class Services:
     journal: AuditJournal
     metrics: Metrics
     house: House
+    watch: Watch
     troubles: Mapping[str, Callable[[], str | None]]
     demo: bool
     _greenlets: list[gevent.Greenlet[..., None]] = field(default_factory=list)
 
     def start(self) -> None:
-        """Begin the background work: address rules, violations, `last_used`, the host's heartbeat, revocations told by
-        Redis, counts. The address rules are read before it returns, if the database answers within 3 s.
+        """Begin the background work: address rules, violations, `last_used`, the host's heartbeat, changes told by Redis,
+        counts, and the look after exchanges that run. The address rules are read before it returns, if the database
+        answers within 3 s.
         """
         self.metrics.hold_back()
         _attempt(self.rule_reader.refresh)
@@ -83,9 +85,15 @@ class Services:
             self._greenlets.append(gevent.spawn(_repeat, self.violations.work, COUNT_S))
         flush_s = self.settings.identity.last_used_flush_s
         self._greenlets.append(gevent.spawn(_repeat, self.identity.flush_last_used, flush_s))
+        self._greenlets.append(gevent.spawn(self.watch.run))
         if self.settings.redis.url is not None:
             self._greenlets.append(gevent.spawn(run_heartbeat, self.throttle, Event()))
-            self._greenlets.append(gevent.spawn(listen_for_revocations, self.settings.redis, self.identity.forget))
+            self._greenlets.append(gevent.spawn(listen_for_revocations, self.settings.redis, self._hear))
+
+    def _hear(self, subject: str) -> None:
+        """Somebody announces that `subject` is revoked, killed, or may ask again."""
+        self.identity.forget(subject)
+        self.watch.wake()
 
     def stop(self) -> None:
         """Flush what was collected and hang up. Records still queued get a bounded time to become durable."""
@@ -177,6 +185,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         journal=journal,
         metrics=metrics,
         house=house,
+        watch=Watch(house.running, identity),
         troubles={name: _kept(ask) for name, ask in troubles.items()},
         demo=demo,
     )

@@ -17,6 +17,7 @@ from secure_llm_proxy.admission.addresses import UNKNOWN_ADDRESS, Address, parse
 from secure_llm_proxy.admission.agents import AGENT_CHARACTERS_MAX, AgentList, AgentTooLong
 from secure_llm_proxy.admission.client_address import HOPS_MAX, client_address
 from secure_llm_proxy.admission.gate import Admission
+from secure_llm_proxy.admission.key_lists import admit_for
 from secure_llm_proxy.admission.networks import NetworkSet
 from secure_llm_proxy.admission.rules_in_force import HeldRule, RulesInForce, RuleTable
 
@@ -32,6 +33,7 @@ __all__ = [
     "NetworkSet",
     "RuleTable",
     "RulesInForce",
+    "admit_for",
     "client_address",
     "parse_address",
 ]

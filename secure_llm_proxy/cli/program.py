@@ -52,6 +52,12 @@ COMMANDS = {
         "doctor",
         "Look at everything this product stands on, and tell what to do about what is wrong. Exit 1 when something is.",
     ),
+    "kill": (
+        "kill",
+        "kill",
+        "Stop SUBJECT within 5 s, running answers too: a key, user, project or organisation (id or name), or `everything`.",
+    ),
+    "kill-switches": ("kill", "kill_switches", "List who is stopped by a kill switch."),
     "list-api-keys": ("keys", "list_api_keys", "List API keys: their public parts, never the keys."),
     "list-users": ("users", "list_users", "List every user."),
     "lock-user": ("users", "lock_user", "Lock a user: every key of the account is refused until unlock-user."),
@@ -99,6 +105,7 @@ COMMANDS = {
         "show_status",
         "Tell whether the server answers, what it stands on, and which settings are relaxed.",
     ),
+    "unkill": ("kill", "unkill", "Let SUBJECT go again: what another kill switch still stops stays stopped."),
     "unlock-user": ("users", "unlock_user", "Unlock a user: the keys of the account work again."),
     "update-api-key": (
         "keys",

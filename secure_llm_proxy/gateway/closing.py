@@ -34,6 +34,11 @@ _EVENT_OF_CODE = {
     ErrorCode.AGENT_BLOCKED: EventName.SECURITY_EVENT,
     ErrorCode.API_KEY_IN_URL: EventName.SECURITY_EVENT,
     ErrorCode.API_KEY_IN_BODY: EventName.SECURITY_EVENT,
+    ErrorCode.KILLED: EventName.SECURITY_EVENT,
+    ErrorCode.PROJECT_INACTIVE: EventName.SECURITY_EVENT,
+    ErrorCode.WRONG_KEY_KIND: EventName.SECURITY_EVENT,
+    ErrorCode.ADDRESS_NOT_ALLOWED: EventName.BLOCKED_IP,
+    ErrorCode.AGENT_NOT_ALLOWED: EventName.SECURITY_EVENT,
     ErrorCode.SCOPE_MISSING: EventName.SECURITY_EVENT,
     ErrorCode.MODEL_NOT_ALLOWED: EventName.SECURITY_EVENT,
     ErrorCode.RATE_LIMIT_EXCEEDED: EventName.RATE_LIMIT_EXCEEDED,
@@ -41,14 +46,20 @@ _EVENT_OF_CODE = {
     ErrorCode.MISSING_API_KEY: EventName.AUTHENTICATION_FAILED,
     ErrorCode.INVALID_API_KEY: EventName.AUTHENTICATION_FAILED,
     ErrorCode.API_KEY_EXPIRED: EventName.AUTHENTICATION_FAILED,
+    ErrorCode.API_KEY_QUARANTINED: EventName.AUTHENTICATION_FAILED,
     ErrorCode.API_KEY_REVOKED: EventName.AUTHENTICATION_FAILED,
     ErrorCode.ACCOUNT_LOCKED: EventName.AUTHENTICATION_FAILED,
 }
 
 
 def close_completed(house: House, docket: Docket, completion: Completion) -> None:
-    """Record a whole plain answer. Raises `Unavailable` when it can't be recorded: then it is not released."""
+    """Record a whole plain answer. Raises `Unavailable` when it can't be recorded: then it is not released.
+
+    Raises as well what the exchange was stopped with, if that was just before its answer was whole.
+    """
     docket.usage = completion.usage
+    if docket.stopped is not None:
+        raise docket.stopped
     body = b'{"answer":%s}' % strict_json.dumps(completion.payload)
     record_end(house, docket, EndStatus.COMPLETE, status=200, code=None, body=body)
     finish(house, docket, status=200, code=None, event=EventName.CHAT_REQUEST)
@@ -56,7 +67,7 @@ def close_completed(house: House, docket: Docket, completion: Completion) -> Non
 
 def close_failed(house: House, docket: Docket, error: Exception) -> ProxyError:
     """Record a refusal or a failure and return the error that the client is told."""
-    told = as_proxy_error(error)
+    told = told_of(docket, error)
     if docket.closed:
         return told
     house.violations.note_refusal(docket.inbound.address, told.code)
@@ -70,7 +81,7 @@ def close_failed(house: House, docket: Docket, error: Exception) -> ProxyError:
             record_end(
                 house,
                 docket,
-                end_status_of(told, sent=docket.sent),
+                end_status_of(docket, told),
                 status=told.status,
                 code=told.code,
                 body=_detail_body(told),
@@ -156,6 +167,7 @@ def finish(
     if docket.closed:
         return
     docket.closed = True
+    house.running.pop(docket.inbound.exchange_id, None)
     if docket.hold is not None:
         house.throttle.release(docket.hold)
     inbound, caller, route, usage = docket.inbound, docket.caller, docket.route, docket.usage
@@ -205,9 +217,19 @@ def as_proxy_error(error: Exception) -> ProxyError:
     return InternalError(detail=type(error).__name__)
 
 
-def end_status_of(error: ProxyError, *, sent: bool) -> EndStatus:
-    if not sent:
+def told_of(docket: Docket, error: Exception) -> ProxyError:
+    """`as_proxy_error`; of an exchange that was stopped from our side, why: that is what broke its connections."""
+    told = as_proxy_error(error)
+    if docket.stopped is not None and isinstance(told, UpstreamFailed | ClientGone):
+        return docket.stopped
+    return told
+
+
+def end_status_of(docket: Docket, error: ProxyError) -> EndStatus:
+    if not docket.sent:
         return EndStatus.NOT_SENT
+    if error is docket.stopped:
+        return EndStatus.KILLED
     if isinstance(error, ClientGone):
         return EndStatus.CLIENT_ABORT
     if isinstance(error, UpstreamTimeout):

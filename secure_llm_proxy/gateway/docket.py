@@ -77,6 +77,8 @@ class House:
     journal: AuditJournal
     metrics: MetricsRoom
     person_key: bytes
+    running: dict[str, Docket] = field(default_factory=dict)
+    """Exchanges whose caller is known and that are not closed yet, by their id."""
 
 
 @dataclass(slots=True)
@@ -101,6 +103,8 @@ class Docket:
     ended: bool = False
     """`llm.end` was handed to the journal: there is one for each exchange, also when it becomes durable late."""
     closed: bool = False
+    stopped: ProxyError | None = None
+    """Why the exchange was ended from our side, where it was: what its client is told instead of a broken connection."""
 
     @property
     def planned_route(self) -> Route:

@@ -9,6 +9,7 @@ import hmac
 
 from secure_llm_proxy.gateway.docket import Docket, House
 from secure_llm_proxy.vocabulary.audit import ClearValue
+from secure_llm_proxy.vocabulary.caller import KIND_LIVE
 
 _AGENT_KEPT = 1024
 _PERSON_KEPT = 256
@@ -26,6 +27,8 @@ def clear_identity(house: House, docket: Docket) -> dict[str, ClearValue]:
         person = person_of(docket) or docket.caller.user_id
         clear["ak"] = docket.caller.key_id
         clear["usr"] = docket.caller.user_id
+        if docket.caller.kind != KIND_LIVE:
+            clear["kind"] = docket.caller.kind
         clear["sub"] = "s_" + hmac.digest(house.person_key, person.encode(), hashlib.sha256).hex()[:16]
     if docket.route is not None:
         clear["mdl"] = docket.route.model

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 
+from secure_llm_proxy.admission import admit_for
 from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import (
     AuthenticationFailed,
@@ -21,11 +24,22 @@ from secure_llm_proxy.gateway.docket import Docket, House
 from secure_llm_proxy.gateway.leaks import keys_in_body, quarantine_ours
 from secure_llm_proxy.gateway.provenance import clear_identity, origin_of
 from secure_llm_proxy.vocabulary.audit import AuditEvent
-from secure_llm_proxy.vocabulary.caller import Caller, RateClass
+from secure_llm_proxy.vocabulary.caller import KIND_ADMINISTRATION, Caller, RateClass
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Route
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 
 log = logging.getLogger(__name__)
+_CEILINGS_OF_OPENAI = frozenset({"max_tokens", "max_completion_tokens"})
+# vLLM, llama.cpp, Ollama, TGI and the Responses API, read 2026-11.
+_CEILINGS = (
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_new_tokens",
+    "max_tokens_to_sample",
+    "n_predict",
+    "num_predict",
+)
 
 
 def admit(house: House, docket: Docket) -> None:
@@ -37,7 +51,7 @@ def admit(house: House, docket: Docket) -> None:
 
 
 def identify(house: House, docket: Docket, scope: str) -> Caller:
-    """Who is it, and may its key do this at all?"""
+    """Who is it, and may its key do this at all, from here? From now on it is stopped with its key (`stopping`)."""
     if docket.inbound.key_in_url:
         _quarantine_keys_in_url(house, docket)
         raise AuthenticationFailed(
@@ -46,19 +60,42 @@ def identify(house: House, docket: Docket, scope: str) -> Caller:
         )
     caller = house.identity.identify(docket.inbound.credentials)
     docket.caller = caller
+    # Nothing has waited since it was identified, so whoever looks after running exchanges misses no change.
+    house.running[docket.inbound.exchange_id] = docket
+    if caller.kind == KIND_ADMINISTRATION:
+        raise PermissionDenied("An administration key can't ask models.", code=ErrorCode.WRONG_KEY_KIND)
+    if caller.allowed_addresses is not None or caller.allowed_agents is not None:
+        _require_allowed_origin(docket, caller)
     if scope not in caller.scopes:
         raise PermissionDenied(f"This API key lacks the scope `{scope}`.", code=ErrorCode.SCOPE_MISSING)
     return caller
 
 
+def _require_allowed_origin(docket: Docket, caller: Caller) -> None:
+    """Addresses and agents that the key itself may be used from."""
+    inbound = docket.inbound
+    verdict = admit_for(caller.allowed_addresses, caller.allowed_agents, inbound.address, inbound.user_agent)
+    if not verdict.allowed:
+        docket.rule = verdict.rule
+        raise PermissionDenied("This API key may not be used from this client.", code=verdict.code)
+
+
+@lru_cache(maxsize=4096)
+def _own_class(default: RateClass, requests: int | None, burst: int | None, concurrent: int | None) -> RateClass:
+    """One object for all keys that are alike: throttling knows the last one by its identity."""
+    return RateClass(
+        default.requests if requests is None else requests,
+        default.burst if burst is None else burst,
+        default.concurrent if concurrent is None else concurrent,
+        default.window_s if requests is None else 60,
+    )
+
+
 def throttle(house: House, docket: Docket, caller: Caller) -> None:
     """How fast? Takes a slot that closing gives back."""
-    default = house.key_class
-    key_class = (
-        default
-        if caller.requests_per_minute is None
-        else RateClass(caller.requests_per_minute, default.burst, default.concurrent)
-    )
+    key_class = house.key_class
+    if caller.requests_per_minute is not None or caller.burst is not None or caller.concurrent is not None:
+        key_class = _own_class(key_class, caller.requests_per_minute, caller.burst, caller.concurrent)
     hold = house.throttle.take(
         key_id=caller.key_id,
         key_class=key_class,
@@ -87,7 +124,29 @@ def read(house: House, docket: Docket, read_request: Callable[[JsonObject], Chat
             "The body holds an API key of this proxy, which is refused from now on. Take it out, and replace the key.",
             code=ErrorCode.API_KEY_IN_BODY,
         )
+    if docket.caller is not None and docket.caller.tokens_max is not None:
+        request = _within_ceiling(request, docket.caller.tokens_max)
     docket.request = request
+    return request
+
+
+def _within_ceiling(request: ChatRequest, ceiling: int) -> ChatRequest:
+    """The request if it asks for no more tokens than that, per choice; one that names no number gets the ceiling.
+
+    Parameters by which some providers' servers take the same wish are judged as well: what is unknown passes, and their
+    servers heed it.
+    """
+    payload = request.payload
+    asked = [name for name in _CEILINGS if payload.get(name) is not None]
+    for name in asked:
+        wish = payload[name]
+        if type(wish) is not int or not 0 < wish <= ceiling:
+            raise InvalidRequest(
+                f"This API key may ask for at most {ceiling} tokens.", code=ErrorCode.MAX_TOKENS_EXCEEDED, param=name
+            )
+    if _CEILINGS_OF_OPENAI.isdisjoint(asked):
+        name = "max_tokens" if "max_tokens" in payload else "max_completion_tokens"
+        return replace(request, payload={**payload, name: ceiling})
     return request
 
 

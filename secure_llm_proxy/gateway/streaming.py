@@ -134,7 +134,7 @@ class RelayedStream:
         """End the provider's work; a stream that had not ended is recorded as left by the client."""
         if not self._docket.closed:
             try:
-                self._end(EndStatus.CLIENT_ABORT, ClientGone("The client left."))
+                self._fail(ClientGone("The client left."))
             except ProxyError:
                 # Nobody is left to be told; the record stays queued.
                 return
@@ -198,8 +198,8 @@ class RelayedStream:
         return said
 
     def _fail(self, error: Exception) -> ProxyError:
-        told = closing.as_proxy_error(error)
-        self._end(closing.end_status_of(told, sent=True), told)
+        told = closing.told_of(self._docket, error)
+        self._end(closing.end_status_of(self._docket, told), told)
         return told
 
     def _interrupt(self) -> None:

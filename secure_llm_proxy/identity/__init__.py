@@ -30,6 +30,7 @@ from secure_llm_proxy.identity.issued_keys import (
     KeyStatus,
 )
 from secure_llm_proxy.identity.key_rules import SCOPES
+from secure_llm_proxy.identity.kill_switches import EVERYTHING, KillSubject, KillSwitch, KillSwitches
 from secure_llm_proxy.identity.leaked_keys import LeakedKeys, keys_in, keys_in_stream
 from secure_llm_proxy.identity.names import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID, Role, role_named
 from secure_llm_proxy.identity.organisations import (
@@ -47,6 +48,7 @@ from secure_llm_proxy.identity.revocations import announce_revocation, listen_fo
 __all__ = [
     "DEFAULT_ORGANISATION_ID",
     "DEFAULT_PROJECT_ID",
+    "EVERYTHING",
     "OVERLAP_S_DEFAULT",
     "OVERLAP_S_MAX",
     "ROLE_PERMISSIONS",
@@ -62,6 +64,9 @@ __all__ = [
     "KeyKind",
     "KeyStatus",
     "Kid",
+    "KillSubject",
+    "KillSwitch",
+    "KillSwitches",
     "LeakedKeys",
     "Member",
     "OneTimeToken",

@@ -7,7 +7,7 @@ A worker asks the database once per key, and then only what changed (docs/decisi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from hmac import compare_digest
 from typing import TypeVar
@@ -17,13 +17,21 @@ from gevent.event import AsyncResult
 
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.database import Database
-from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, Unavailable
+from secure_llm_proxy.foundation.errors import (
+    AuthenticationFailed,
+    ErrorCode,
+    PermissionDenied,
+    ProxyError,
+    Unavailable,
+)
+from secure_llm_proxy.identity.accounts import UserStatus
 from secure_llm_proxy.identity.api_keys import KEY_LENGTH, Kid, digest_of, is_kid, kid_of
 from secure_llm_proxy.identity.key_register import LAST_USES_AT_ONCE, FoundKey, KeyRegister
+from secure_llm_proxy.identity.kill_switches import EVERYTHING, is_announced_subject
 from secure_llm_proxy.identity.names import Role
-from secure_llm_proxy.identity.verified_keys import KnownKey, RefusedKeys, VerifiedKeys, known_key
+from secure_llm_proxy.identity.verified_keys import KeyRecord, KnownKey, RefusedKeys, VerifiedKeys, known_key
 from secure_llm_proxy.settings import IdentitySettings
-from secure_llm_proxy.vocabulary.caller import ANONYMOUS_KEY_ID, SCOPE_CHAT, SCOPE_MODELS, Caller
+from secure_llm_proxy.vocabulary.caller import ANONYMOUS_KEY_ID, KIND_SESSION, SCOPE_CHAT, SCOPE_MODELS, Caller
 
 T = TypeVar("T")
 
@@ -52,9 +60,18 @@ _ANONYMOUS = Caller(
 )
 _REASONS = {
     ErrorCode.API_KEY_REVOKED: "it has been revoked",
+    ErrorCode.API_KEY_QUARANTINED: "it has been quarantined, since it was seen where keys leak",
     ErrorCode.API_KEY_EXPIRED: "it has expired",
     ErrorCode.ACCOUNT_LOCKED: "the account it belongs to is locked",
 }
+_FORBIDDEN = {
+    ErrorCode.KILLED: "Requests like this one have been stopped by an operator.",
+    ErrorCode.PROJECT_INACTIVE: "The project of this API key is not active.",
+}
+# Told also of a key that has expired besides.
+_BEFORE_EXPIRY = frozenset({ErrorCode.KILLED, ErrorCode.API_KEY_REVOKED, ErrorCode.API_KEY_QUARANTINED})
+# Who looks after running exchanges hears of changes at least so often.
+_HEARING_INTERVAL_S = 1.0
 
 
 class Identity:
@@ -73,6 +90,7 @@ class Identity:
         self._known = VerifiedKeys(_KEYS_REMEMBERED, _MEMORY_BYTES_MAX)
         self._ready = self._known.ready
         self._refused = RefusedKeys(_REFUSALS_REMEMBERED, settings.cache_s)
+        self._anonymous_is_killed: bool | None = None
         self._flights: dict[bytes, AsyncResult[KnownKey | None]] = {}
         # All that is remembered was so at this revision, or later, and at this moment.
         self._revision = 0
@@ -82,6 +100,8 @@ class Identity:
         # Where the next page of keys begins; None when there is none to read, or somebody is reading it.
         self._page_after: str | None = ""
         self._forgotten = 0
+        # Advances whenever somebody who was identified before might not be any more.
+        self._heard = 0
         self._away = False
         self._probe_at_s = 0.0
         self._last_used: dict[Kid, datetime] = {}
@@ -90,7 +110,9 @@ class Identity:
         """The caller that the one key in `credentials` stands for.
 
         Raises `AuthenticationFailed` (its text begins "Incorrect API key provided", which some SDK users read, and
-        never repeats the key) or, when the database is away and the key not remembered, `Unavailable`.
+        never repeats the key), `PermissionDenied` when the key is good and its holder or project is stopped, or, when the
+        database is away and the key not remembered, `Unavailable`. Of several reasons the first is told: killed, revoked,
+        quarantined, expired, account locked, project inactive.
         """
         credential = credentials[0] if len(credentials) == 1 else _only_one(credentials)
         known = self._ready.get(credential[9:17])
@@ -107,16 +129,77 @@ class Identity:
             known = self._recognise(credential)
         now = self._clock.now()
         if known.refusal is not None or known.expires_at <= now:
-            refusal = known.refusal or ErrorCode.API_KEY_EXPIRED
-            raise AuthenticationFailed(f"Incorrect API key provided: {_REASONS[refusal]}.", code=refusal)
+            refusal = known.refusal
+            if refusal is None or (known.expires_at <= now and refusal not in _BEFORE_EXPIRY):
+                refusal = ErrorCode.API_KEY_EXPIRED
+            raise _refused(refusal)
         self._last_used[known.kid] = now
         return known.caller
 
-    def forget(self, kid: str) -> None:
-        """The next request with that key asks the database. Called when a key or its account changed."""
-        if is_kid(kid):
-            self._forgotten += 1
-            self._known.drop(kid)
+    def forget(self, subject: str) -> None:
+        """The next request with that key asks the database; of anybody else's id, the next request asks for changes.
+
+        Called when a key, or what it stands for, changed. What is neither is ignored.
+        """
+        if is_kid(subject):
+            self._known.drop(subject)
+        elif is_announced_subject(subject):
+            self._ask_at_s = float("-inf")
+        else:
+            return
+        self._forgotten += 1
+        self._heard += 1
+
+    def hear_of_changes(self) -> int:
+        """Ask the database for changes, unless that was done within a second. The answer differs from the last one when
+        somebody who was identified before might not be any more. Raises `Unavailable` when the database is away.
+        """
+        now_s = self._clock.monotonic_s()
+        if self._question is not None:
+            self._question.get()
+        elif now_s - self._confirmed_s >= _HEARING_INTERVAL_S:
+            if self._away and now_s < self._probe_at_s:
+                raise _away("not asked again yet")
+            self._ask_for_changes_for_all()
+        return self._heard
+
+    def stopped(self, callers: Collection[Caller]) -> dict[str, ProxyError]:
+        """Which of these callers, who were identified before, may not go on now: their `key_id` and what they are told.
+
+        Asks the database. Expiry stops nobody who has begun. Raises `Unavailable` when the database is away.
+        """
+        kinds = {caller.key_id: caller for caller in callers}
+        sessions = {key_id: caller for key_id, caller in kinds.items() if caller.kind == KIND_SESSION}
+        kids = kinds.keys() - sessions.keys() - {ANONYMOUS_KEY_ID}
+        codes: dict[str, ErrorCode] = {}
+        if kids:
+            records = self._asked(lambda: self._register.standings(kids))
+            for kid in kids:
+                if (code := _standing(Kid(kid), records.get(Kid(kid)))) is not None:
+                    codes[kid] = code
+        if sessions:
+            codes.update(self._stopped_sessions(sessions))
+        if ANONYMOUS_KEY_ID in kinds and self._asked(lambda: self._register.killed_of([EVERYTHING])):
+            codes[ANONYMOUS_KEY_ID] = ErrorCode.KILLED
+        return {key_id: _refused(code) for key_id, code in codes.items()}
+
+    def _stopped_sessions(self, sessions: Mapping[str, Caller]) -> dict[str, ErrorCode]:
+        """Sessions that have ended, or whose persons are stopped."""
+        whose = {
+            key_id: {EVERYTHING, caller.user_id, caller.project_id, caller.organisation_id}
+            for key_id, caller in sessions.items()
+        }
+        still_open = self._asked(lambda: self._register.open_sessions(sessions))
+        killed = self._asked(lambda: self._register.killed_of(set().union(*whose.values())))
+        codes = {}
+        for key_id in sessions:
+            if whose[key_id] & killed:
+                codes[key_id] = ErrorCode.KILLED
+            elif key_id not in still_open:
+                codes[key_id] = ErrorCode.INVALID_API_KEY
+            elif still_open[key_id] != UserStatus.ACTIVE:
+                codes[key_id] = ErrorCode.ACCOUNT_LOCKED
+        return codes
 
     def flush_last_used(self) -> int:
         """Write when keys were last used, a thousand in a transaction; how many were written.
@@ -136,6 +219,7 @@ class Identity:
 
     def _without_key(self) -> Caller:
         if not self._settings.authentication_required:
+            self._require_that_not_everything_is_killed()
             return _ANONYMOUS
         raise AuthenticationFailed(
             "You didn't provide an API key. Send it in the Authorization header as 'Bearer YOUR_KEY', "
@@ -143,11 +227,38 @@ class Identity:
             code=ErrorCode.MISSING_API_KEY,
         )
 
+    def _require_that_not_everything_is_killed(self) -> None:
+        """Who brings no key is stopped with everything. Remembered as keys are; asked with a database that is away: no."""
+        now_s = self._clock.monotonic_s()
+        if self._anonymous_is_killed is not None and now_s > self._ask_at_s:
+            self._ask_for_changes(now_s)
+        if self._anonymous_is_killed is None:
+            heard = self._heard
+            killed = bool(self._asked(lambda: self._register.killed_of([EVERYTHING])))
+            if heard == self._heard:
+                self._anonymous_is_killed = killed
+            else:
+                self._heard += 1
+        else:
+            killed = self._anonymous_is_killed
+        if killed:
+            raise _refused(ErrorCode.KILLED)
+
     def _recognise(self, credential: str) -> KnownKey:
         """What is remembered of the key if that may be believed, else what the database says."""
         if (kid := kid_of(credential)) is None:
             raise _incorrect()
         digest = digest_of(self._pepper, credential)
+        heard = self._heard
+        try:
+            return self._recognised(kid, digest)
+        finally:
+            # A change heard of while we waited may be of this key, whose answer may be the one from before: who looks after
+            # running exchanges has to look again, since ours begins only now.
+            if heard != self._heard:
+                self._heard += 1
+
+    def _recognised(self, kid: Kid, digest: bytes) -> KnownKey:
         now_s = self._clock.monotonic_s()
         known = self._known.get(kid, digest)
         if known is not None and now_s > self._ask_at_s:
@@ -183,8 +294,11 @@ class Identity:
         asked_s = self._clock.monotonic_s()
         try:
             changes = self._asked(lambda: self._register.changes(self._revision))
+            if changes.kids is None or changes.revision != self._revision:
+                self._heard += 1
             if changes.kids is None:
                 self._known.clear()
+                self._anonymous_is_killed = None
                 self._page_after = ""
             else:
                 for kid in changes.kids:
@@ -252,7 +366,10 @@ class Identity:
         return self._remember(kid, found, asked_s)
 
     def _remember(self, kid: Kid, found: FoundKey, asked_s: float) -> KnownKey:
-        if not self._known:
+        if not self._known and found.revision != self._revision:
+            # Nothing remembered can be wrong, but who is being answered was identified before.
+            self._heard += 1
+            self._anonymous_is_killed = None
             self._revision = found.revision
         if found.revision == self._revision and asked_s > self._confirmed_s:
             self._confirm(asked_s)
@@ -295,6 +412,25 @@ def _only_one(credentials: tuple[str, ...]) -> str:
     if len(given) > 1:
         raise AuthenticationFailed("Incorrect API key provided: the request carries several different keys.")
     return given.pop() if given else ""
+
+
+def _refused(code: ErrorCode) -> ProxyError:
+    if code in _FORBIDDEN:
+        return PermissionDenied(_FORBIDDEN[code], code=code)
+    reason = _REASONS.get(code, "it is not good any more")
+    return AuthenticationFailed(f"Incorrect API key provided: {reason}.", code=code)
+
+
+def _standing(kid: Kid, record: KeyRecord | None) -> ErrorCode | None:
+    """Why a key that was good once isn't now, other than by its age."""
+    if record is None:
+        return ErrorCode.INVALID_API_KEY
+    try:
+        return known_key(kid, record).refusal
+    except ValueError:
+        # Somebody wrote nonsense into its row: nobody can say what it may do.
+        log.warning("a key's row can't be read", extra={"key": kid})
+        return ErrorCode.INVALID_API_KEY
 
 
 def _incorrect() -> AuthenticationFailed:

@@ -5,9 +5,10 @@ Every function raises `Unavailable` when the database is away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import (
@@ -35,13 +36,33 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.identity.api_keys import Kid
 from secure_llm_proxy.identity.change_triggers import EVERY_KEY
-from secure_llm_proxy.identity.models import ApiKeyRow, IdentityChangeRow, IdentityRevisionRow, UserRow
-from secure_llm_proxy.identity.verified_keys import RECORD_SEPARATOR, KeyRecord, key_record
+from secure_llm_proxy.identity.kill_switches import EVERYTHING
+from secure_llm_proxy.identity.models import (
+    ApiKeyRow,
+    IdentityChangeRow,
+    IdentityRevisionRow,
+    KillSwitchRow,
+    ProjectRow,
+    SessionRow,
+    UserRow,
+)
+from secure_llm_proxy.identity.names import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID
+from secure_llm_proxy.identity.verified_keys import (
+    KILLED,
+    QUARANTINED,
+    RECORD_SEPARATOR,
+    REVOKED,
+    KeyRecord,
+    key_record,
+)
+from secure_llm_proxy.vocabulary.caller import KIND_LIVE
 
 # Of one transaction; more of them wait for the next, so that no lock is held long.
 LAST_USES_AT_ONCE = 1000
 # A worker that missed more changes than this forgets everything, which costs it a look at each key once more.
 _CHANGES_MAX = 10_000
+# SQLite takes 999 values in a statement of its oldest form still about.
+_VALUES_AT_ONCE = 500
 
 _SEPARATOR = literal(RECORD_SEPARATOR)
 
@@ -54,10 +75,49 @@ def _in_a_row(*texts: SQLColumnExpression[Any]) -> SQLColumnExpression[str]:
     return row
 
 
+def _unless(column: SQLColumnExpression[Any], usual: str) -> SQLColumnExpression[str]:
+    """The text, empty when it is the usual one."""
+    return func.coalesce(func.nullif(column, usual), "")
+
+
+def _or_nothing(column: SQLColumnExpression[Any]) -> SQLColumnExpression[str]:
+    """The value as text, empty for null."""
+    return func.coalesce(cast(column, Text), "")
+
+
 _REVISION = select(IdentityRevisionRow.revision)
-# The user in a subquery of its own: whatever a planner believes of the tables' sizes, it's one look in an index.
-_ROLE_AND_STATUS = (
-    select(UserRow.role + _SEPARATOR + UserRow.status).where(UserRow.id == ApiKeyRow.user_id).scalar_subquery()
+# User and project in subqueries of their own: whatever a planner believes of the tables' sizes, it's one look in an index.
+# What most rows have in common is left out of their records.
+_ROLE_STATUS_ORGANISATION = (
+    select(_in_a_row(UserRow.role, UserRow.status, _unless(UserRow.organisation_id, DEFAULT_ORGANISATION_ID)))
+    .where(UserRow.id == ApiKeyRow.user_id)
+    .scalar_subquery()
+)
+_PROJECT_STATUS = (
+    select(_unless(ProjectRow.status, "active")).where(ProjectRow.id == ApiKeyRow.project_id).scalar_subquery()
+)
+_PROJECT_RATE = select(ProjectRow.requests_per_minute).where(ProjectRow.id == ApiKeyRow.project_id).scalar_subquery()
+_USERS_ORGANISATION = select(UserRow.organisation_id).where(UserRow.id == ApiKeyRow.user_id).scalar_subquery()
+_PROJECTS_ORGANISATION = (
+    select(ProjectRow.organisation_id).where(ProjectRow.id == ApiKeyRow.project_id).scalar_subquery()
+)
+# Nobody is killed, mostly: then the other five are not even looked at.
+_SOMEBODY_IS_KILLED = select(KillSwitchRow.subject).exists()
+_IS_KILLED = _SOMEBODY_IS_KILLED & (
+    select(KillSwitchRow.subject)
+    .where(
+        KillSwitchRow.subject.in_(
+            (
+                EVERYTHING,
+                ApiKeyRow.id,
+                ApiKeyRow.user_id,
+                ApiKeyRow.project_id,
+                _USERS_ORGANISATION,
+                _PROJECTS_ORGANISATION,
+            )
+        )
+    )
+    .exists()
 )
 # A record's text is put together by the database, JSON and moments as they are there: most keys of a page are never asked
 # for. The revision belongs to the same snapshot as the row.
@@ -66,19 +126,39 @@ _RECORDS = select(
     ApiKeyRow.digest,
     _in_a_row(
         ApiKeyRow.user_id,
-        _ROLE_AND_STATUS,
+        _ROLE_STATUS_ORGANISATION,
+        _unless(ApiKeyRow.kind, KIND_LIVE),
+        _unless(ApiKeyRow.project_id, DEFAULT_PROJECT_ID),
+        _PROJECT_STATUS,
         cast(ApiKeyRow.scopes, Text),
-        func.coalesce(cast(ApiKeyRow.models, Text), ""),
-        func.coalesce(cast(ApiKeyRow.requests_per_minute, Text), ""),
+        _or_nothing(ApiKeyRow.models),
+        _or_nothing(func.coalesce(ApiKeyRow.requests_per_minute, _PROJECT_RATE)),
+        _or_nothing(ApiKeyRow.burst),
+        _or_nothing(ApiKeyRow.concurrent),
+        _or_nothing(ApiKeyRow.tokens_max),
+        _or_nothing(ApiKeyRow.allowed_addresses),
+        _or_nothing(ApiKeyRow.allowed_agents),
         cast(ApiKeyRow.expires_at, Text),
-        case((ApiKeyRow.revoked_at.is_(None), ""), else_="revoked"),
+        case(
+            (_IS_KILLED, KILLED),
+            (ApiKeyRow.revoked_at.is_not(None), REVOKED),
+            (ApiKeyRow.quarantined_at.is_not(None), QUARANTINED),
+            else_="",
+        ),
     ).label("columns"),
     _REVISION.scalar_subquery().label("revision"),
 )
+_THESE = _RECORDS.where(ApiKeyRow.kid.in_(bindparam("these", expanding=True)))
+_SESSIONS = (
+    select(SessionRow.id, UserRow.status)
+    .join(UserRow, UserRow.id == SessionRow.user_id)
+    .where(SessionRow.id.in_(bindparam("these", expanding=True)), SessionRow.ended_at.is_(None))
+)
+_KILLED_OF = select(KillSwitchRow.subject).where(KillSwitchRow.subject.in_(bindparam("these", expanding=True)))
 # An unknown kid and a wrong secret are the same to it: no row (SECURITY A15). The digest is an HMAC under the pepper: who
 # sends keys can't steer it, so how long the database compares tells nothing.
 _ONE = _RECORDS.where(ApiKeyRow.kid == bindparam("kid"), ApiKeyRow.digest == bindparam("digest"))
-# Not without the revoked ones: PostgreSQL, not having counted them yet, would rather sort the table than follow the index.
+# Not without the stopped ones: PostgreSQL, not having counted them yet, would rather sort the table than follow the index.
 _PAGE = (
     _RECORDS.where(ApiKeyRow.kid > bindparam("after"))
     .order_by(ApiKeyRow.kid)
@@ -159,6 +239,27 @@ class KeyRegister:
         """What changed after revision `since`. One row is read when that is nothing."""
         return self._database.run(lambda session: self._changes(session, since))
 
+    def standings(self, kids: Collection[str]) -> dict[str, KeyRecord]:
+        """The records of these keys as they are now; a key that is gone is left out."""
+        rows = self._rows_of(_THESE, kids)
+        return {row.kid: key_record(row.digest, row.columns) for row in rows if row.columns is not None}
+
+    def open_sessions(self, ids: Collection[str]) -> dict[str, str]:
+        """Those of these sessions that nobody has ended, with the status of their users."""
+        return {row.id: row.status for row in self._rows_of(_SESSIONS, ids)}
+
+    def killed_of(self, subjects: Collection[str]) -> frozenset[str]:
+        """Those of these subjects that a kill switch names."""
+        return frozenset(row.subject for row in self._rows_of(_KILLED_OF, subjects))
+
+    def _rows_of(self, statement: Executable, values: Collection[str]) -> list[Row[Any]]:
+        wanted = list(values)
+        rows: list[Row[Any]] = []
+        for begin in range(0, len(wanted), _VALUES_AT_ONCE):
+            some = {"these": wanted[begin : begin + _VALUES_AT_ONCE]}
+            rows += self._database.run(partial(_all_rows, statement=statement, parameters=some))
+        return rows
+
     def write_last_uses(self, uses: Sequence[tuple[Kid, datetime]]) -> None:
         """Each key was last used at that moment, unless a later one stands there. At most `LAST_USES_AT_ONCE`."""
         self._database.run(lambda session: self._write_last_uses(session, uses))
@@ -196,11 +297,15 @@ def _key_page(rows: Sequence[Row[Any]], page_size: int) -> KeyPage:
     records = {
         Kid(row.kid): key_record(row.digest, row.columns)
         for row in rows
-        if row.columns is not None and row.columns.endswith(RECORD_SEPARATOR)  # of a user, and not revoked
+        if row.columns is not None and row.columns.endswith(RECORD_SEPARATOR)  # of a user, and not stopped
     }
     last = rows[-1] if rows else None
     revision = 0 if last is None else last.revision or 0
     return KeyPage(records, revision, None if last is None or len(rows) < page_size else last.kid)
+
+
+def _all_rows(session: Session, statement: Executable, parameters: dict[str, list[str]]) -> Sequence[Row[Any]]:
+    return session.execute(statement, parameters).all()
 
 
 class _Compiled:

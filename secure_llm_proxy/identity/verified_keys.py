@@ -14,7 +14,8 @@ from typing import NewType
 
 from secure_llm_proxy.foundation.errors import ErrorCode
 from secure_llm_proxy.identity.api_keys import Kid
-from secure_llm_proxy.vocabulary.caller import Caller
+from secure_llm_proxy.identity.names import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID
+from secure_llm_proxy.vocabulary.caller import KIND_LIVE, Caller
 
 KeyRecord = NewType("KeyRecord", bytes)
 
@@ -22,6 +23,13 @@ KeyRecord = NewType("KeyRecord", bytes)
 RECORD_SEPARATOR = "\x1f"
 _DIGEST_LENGTH = 32
 _ACTIVE = "active"
+# The last column of a record, as the register words it; the first that applies stands there.
+KILLED, REVOKED, QUARANTINED = "killed", "revoked", "quarantined"
+_STOPPED = {
+    KILLED: ErrorCode.KILLED,
+    REVOKED: ErrorCode.API_KEY_REVOKED,
+    QUARANTINED: ErrorCode.API_KEY_QUARANTINED,
+}
 # What Python adds to a record: its own header, the kid, their places in the map.
 _OVERHEAD_BYTES = 190
 # Keys used lately are kept ready; making one ready takes 4 µs. Counted by their records, of which their objects are some ten
@@ -34,7 +42,9 @@ _ROOM = 16
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """A key whose digest matched. `refusal` is set when it is revoked or its account locked; expiry is judged at every use."""
+    """A key whose digest matched. `refusal` is set when it, its account or its project is stopped in any way; expiry is
+    judged at every use.
+    """
 
     kid: Kid
     digest: bytes = field(repr=False)
@@ -46,25 +56,45 @@ class KnownKey:
 def key_record(digest: bytes | memoryview, columns: str) -> KeyRecord:
     """A key as remembered: its digest, and its columns as one text (`RECORD_SEPARATOR` between them).
 
-    The columns: user, role, status, scopes, models (JSON, empty: all), requests per minute (empty: the deployment's), expiry,
-    "revoked" or nothing.
+    The columns, empty where nothing is to be said: user, role, status, organisation (empty: the first), kind (empty: live),
+    project (empty: the first), its status (empty: active), scopes, models (JSON, empty: all), requests per minute (its own or
+    its project's), burst, concurrent, most tokens, addresses and agents (JSON, empty: all), expiry, and how it is stopped.
     """
     return KeyRecord(bytes(digest) + columns.encode())
 
 
 def known_key(kid: Kid, record: KeyRecord) -> KnownKey:
     """What the record says. Raises `ValueError` when somebody wrote nonsense into the row."""
-    user_id, role, status, scopes, models, rate, expires, revoked = (
-        record[_DIGEST_LENGTH:].decode().split(RECORD_SEPARATOR)
-    )
+    # Nothing in a row can shift a column: a separator in somebody's text makes the number of columns wrong.
+    (
+        user_id,
+        role,
+        status,
+        organisation_id,
+        kind,
+        project_id,
+        project_status,
+        scopes,
+        models,
+        rate,
+        burst,
+        concurrent,
+        tokens_max,
+        addresses,
+        agents,
+        expires,
+        stopped,
+    ) = record[_DIGEST_LENGTH:].decode().split(RECORD_SEPARATOR)
     expires_at = datetime.fromisoformat(expires)
     # SQLite keeps no zone: it is UTC there.
     expires_at = expires_at.replace(tzinfo=UTC) if expires_at.tzinfo is None else expires_at.astimezone(UTC)
     refusal = None
-    if revoked:
-        refusal = ErrorCode.API_KEY_REVOKED
+    if stopped:
+        refusal = _STOPPED[stopped]
     elif status != _ACTIVE:
         refusal = ErrorCode.ACCOUNT_LOCKED
+    elif project_status:
+        refusal = ErrorCode.PROJECT_INACTIVE
     caller = Caller(
         user_id=user_id,
         key_id=kid,
@@ -73,6 +103,14 @@ def known_key(kid: Kid, record: KeyRecord) -> KnownKey:
         models=_names(models),
         requests_per_minute=int(rate) if rate else None,
         expires_at=expires_at,
+        project_id=project_id or DEFAULT_PROJECT_ID,
+        organisation_id=organisation_id or DEFAULT_ORGANISATION_ID,
+        kind=kind or KIND_LIVE,
+        burst=int(burst) if burst else None,
+        concurrent=int(concurrent) if concurrent else None,
+        tokens_max=int(tokens_max) if tokens_max else None,
+        allowed_addresses=_entries(addresses) if addresses else None,
+        allowed_agents=_entries(agents) if agents else None,
     )
     return KnownKey(kid, record[:_DIGEST_LENGTH], caller, expires_at, refusal)
 
@@ -82,6 +120,17 @@ def _names(listed: str) -> frozenset[str] | None:
     """One set for all keys that are alike; None for null."""
     names = json.loads(listed) if listed else None
     return None if names is None else frozenset(names)
+
+
+@lru_cache(maxsize=256)
+def _entries(listed: str) -> tuple[str, ...] | None:
+    """One tuple for all keys that are alike; None for null. Raises `ValueError` for what isn't a list of texts."""
+    entries = json.loads(listed)
+    if entries is None:
+        return None
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError("an allow-list of a key is not a list of texts")
+    return tuple(entries)
 
 
 class VerifiedKeys:

@@ -42,6 +42,9 @@ class WatchedClient:
         elif self._body_is_read:
             self._listen()
 
+    def hang_up(self) -> None:
+        self._socket.interrupt()
+
     def body_is_awaited(self) -> None:
         """From now on bytes are expected: they tell nothing."""
         self._body_is_read = False

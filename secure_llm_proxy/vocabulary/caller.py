@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+KIND_LIVE = "live"
+KIND_TEST = "test"
+KIND_ADMINISTRATION = "adm"
+KIND_SESSION = "session"
+
 
 @dataclass(frozen=True, slots=True)
 class RateClass:
@@ -20,7 +25,13 @@ class RateClass:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An identified caller. `key_id` is the public part of the key, safe in logs. `models` None means every model."""
+    """An identified caller, and what its key is bound to.
+
+    `key_id` is the public part of the key, safe in logs. `kind` is the key's (`live`, `test`, `adm`), or `session` for a
+    person who has logged in; then `key_id` is the session's id. `models` None means every model, `allowed_addresses` and
+    `allowed_agents` None whoever may use the proxy, a rate, burst or concurrency of None the deployment's
+    (`requests_per_minute` is the key's own or else its project's), `tokens_max` None whatever is asked for.
+    """
 
     user_id: str
     key_id: str
@@ -29,6 +40,14 @@ class Caller:
     models: frozenset[str] | None = None
     requests_per_minute: int | None = None
     expires_at: datetime | None = None
+    project_id: str = ""
+    organisation_id: str = ""
+    kind: str = KIND_LIVE
+    burst: int | None = None
+    concurrent: int | None = None
+    tokens_max: int | None = None
+    allowed_addresses: tuple[str, ...] | None = None
+    allowed_agents: tuple[str, ...] | None = None
 
 
 ANONYMOUS_KEY_ID = "anonymous"

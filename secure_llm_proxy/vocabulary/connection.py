@@ -19,6 +19,10 @@ class ClientConnection(Protocol):
         """
         ...
 
+    def hang_up(self) -> None:
+        """End the connection in both directions: whoever waits for the client, or for it to read, goes on at once."""
+        ...
+
 
 class StreamSink(Protocol):
     """Where a running answer goes; it does the framing."""

@@ -9,6 +9,10 @@ from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.identifiers import ExchangeId
 
 
+def _nobody_is_there() -> None:
+    """There is no connection."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inbound:
     """What the corridor may know of a request before it reads the body.
@@ -16,7 +20,8 @@ class Inbound:
     `credentials` are the values of every header that may carry one, in order of precedence, without "Bearer ".
     `key_in_url` says that something like a key of ours stands in the URL; `keys_in_url` are those that are well-formed.
     `read_body` returns the body or raises (too large, too slow, compressed); it is called once, after throttling.
-    `person` is who the application says is asking (`X-User-ID`), if it says so.
+    `person` is who the application says is asking (`X-User-ID`), if it says so. `hang_up` ends the client's connection;
+    only before the exchange is closed, since the next one may come over the same.
     """
 
     exchange_id: ExchangeId
@@ -32,3 +37,4 @@ class Inbound:
     session: str | None = None
     correlation_id: str | None = None
     keys_in_url: tuple[str, ...] = field(default=(), repr=False)
+    hang_up: Callable[[], None] = _nobody_is_there

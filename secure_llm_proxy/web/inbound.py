@@ -59,6 +59,7 @@ def inbound_of(arrival: Arrival, door: str, presence: Presence, cancellation: Ca
         session=safe_id(environ["HTTP_X_SESSION_ID"]) if "HTTP_X_SESSION_ID" in environ else None,
         correlation_id=arrival.correlation_id if "HTTP_X_CORRELATION_ID" in environ else None,
         keys_in_url=_keys_in_url(environ) if key_in_url else (),
+        hang_up=presence.hang_up,
     )
 
 

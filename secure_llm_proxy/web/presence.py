@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from functools import partial
 from typing import Any, Protocol
@@ -27,6 +28,10 @@ class Presence(Protocol):
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
+
+    def hang_up(self) -> None:
+        """End the client's connection, whatever it does or doesn't read. Never raises."""
+        ...
 
 
 def watch_client(environ: WSGIEnvironment, cancellation: Cancellation) -> Presence:
@@ -56,6 +61,9 @@ class LentWatch:
             self._connection.watch(None)
         self._stopped = True
 
+    def hang_up(self) -> None:
+        self._connection.hang_up()
+
 
 class ClientWatch:
     """Watches the client's socket between `start()` (the body is read) and `stop()` (the answer is out).
@@ -84,6 +92,11 @@ class ClientWatch:
             self._watcher.stop()
             self._watcher.close()
             self._watcher = None
+
+    def hang_up(self) -> None:
+        if self._client is not None:
+            with contextlib.suppress(OSError):
+                self._client.shutdown(socket.SHUT_RDWR)
 
     def _readable(self) -> None:
         if self._client is None or self._watcher is None:

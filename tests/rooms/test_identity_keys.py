@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 from sqlalchemy import event, text
 
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, Unavailable
-from secure_llm_proxy.identity import Identity, IssuedKey, draw_api_key
+from secure_llm_proxy.identity import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID, Identity, IssuedKey, draw_api_key
 from secure_llm_proxy.identity.api_keys import BASE62, checksum_of
 from secure_llm_proxy.vocabulary.caller import ANONYMOUS_KEY_ID, Caller
 from tests.support.identity_room import PEPPER, IdentityRoom, migrated_database
@@ -79,6 +79,8 @@ def test_a_key_identifies_its_owner_and_what_it_may_do(room: IdentityRoom) -> No
         models=frozenset({"gpt-4o", "demo"}),
         requests_per_minute=7,
         expires_at=room.clock.now() + timedelta(days=3),
+        project_id=DEFAULT_PROJECT_ID,
+        organisation_id=DEFAULT_ORGANISATION_ID,
     )
     assert caller.key_id != ANONYMOUS_KEY_ID
 

@@ -7,6 +7,7 @@ import pytest
 
 from secure_llm_proxy.foundation.errors import ErrorCode
 from secure_llm_proxy.identity.api_keys import Kid
+from secure_llm_proxy.identity.names import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID
 from secure_llm_proxy.identity.verified_keys import KeyRecord, RefusedKeys, VerifiedKeys, key_record, known_key
 from secure_llm_proxy.vocabulary.caller import Caller
 
@@ -18,11 +19,20 @@ def record(digest: bytes = A, /, **columns: str) -> KeyRecord:
         "user": "usr_1",
         "role": "member",
         "status": "active",
+        "organisation": "",
+        "kind": "",
+        "project": "",
+        "project_status": "",
         "scopes": '["chat"]',
         "models": "",
         "rate": "",
+        "burst": "",
+        "concurrent": "",
+        "tokens": "",
+        "addresses": "",
+        "agents": "",
         "expires": "2027-01-01 00:00:00.000000",
-        "revoked": "",
+        "stopped": "",
     }
     return key_record(digest, "\x1f".join({**row, **columns}.values()))
 
@@ -42,6 +52,8 @@ def test_a_record_says_what_the_row_said() -> None:
         models=frozenset({"demo", "gpt-4o"}),
         requests_per_minute=7,
         expires_at=moment,
+        project_id=DEFAULT_PROJECT_ID,
+        organisation_id=DEFAULT_ORGANISATION_ID,
     )
     assert (known.digest, known.refusal, known.expires_at) == (A, None, moment)
 
@@ -49,14 +61,46 @@ def test_a_record_says_what_the_row_said() -> None:
 @pytest.mark.parametrize(
     ("columns", "refusal"),
     [
-        ({"revoked": "revoked"}, ErrorCode.API_KEY_REVOKED),
+        ({"stopped": "revoked"}, ErrorCode.API_KEY_REVOKED),
         ({"status": "locked"}, ErrorCode.ACCOUNT_LOCKED),
         ({"status": "disabled"}, ErrorCode.ACCOUNT_LOCKED),
-        ({"status": "locked", "revoked": "revoked"}, ErrorCode.API_KEY_REVOKED),
+        ({"status": "locked", "stopped": "revoked"}, ErrorCode.API_KEY_REVOKED),
+        ({"stopped": "killed"}, ErrorCode.KILLED),
+        ({"stopped": "quarantined", "status": "locked"}, ErrorCode.API_KEY_QUARANTINED),
+        ({"project_status": "inactive"}, ErrorCode.PROJECT_INACTIVE),
+        ({"project_status": "inactive", "status": "locked"}, ErrorCode.ACCOUNT_LOCKED),
     ],
 )
 def test_a_record_remembers_why_its_key_is_refused(columns: dict[str, str], refusal: ErrorCode) -> None:
     assert known_key(Kid("kidaaaaa"), record(**columns)).refusal is refusal
+
+
+def test_a_record_says_what_its_key_is_bound_to() -> None:
+    caller = known_key(
+        Kid("kidaaaaa"),
+        record(
+            organisation="org_2",
+            kind="test",
+            project="prj_2",
+            burst="3",
+            concurrent="2",
+            tokens="50",
+            addresses='["10.0.0.0/8", "fc00::/7"]',
+            agents='["openai*"]',
+        ),
+    ).caller
+
+    assert (caller.organisation_id, caller.project_id, caller.kind) == ("org_2", "prj_2", "test")
+    assert (caller.burst, caller.concurrent, caller.tokens_max) == (3, 2, 50)
+    assert (caller.allowed_addresses, caller.allowed_agents) == (("10.0.0.0/8", "fc00::/7"), ("openai*",))
+
+
+@pytest.mark.parametrize("listed", ['"10.0.0.0/8"', "[7]", "{}", "[null]", "nonsense", '["a"]\x1f["b"]'])
+def test_a_list_that_is_none_opens_nothing(listed: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        known_key(Kid("kidaaaaa"), record(addresses=listed))
+    assert known_key(Kid("kidaaaaa"), record(addresses="null")).caller.allowed_addresses is None
+    assert known_key(Kid("kidaaaaa"), record(addresses="[]")).caller.allowed_addresses == ()
 
 
 def test_every_model_and_no_model_are_different() -> None:
