@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from secure_llm_proxy.admission.models import AddressRuleRow, AddressRulesRevisionRow
 from secure_llm_proxy.admission.networks import read_network
 from secure_llm_proxy.foundation.clock import Clock
-from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.foundation.errors import ConflictError, NotFoundError, OperatorError, StaleError
 from secure_llm_proxy.foundation.identifiers import ulid
 from secure_llm_proxy.settings import AdmissionSettings
 
@@ -40,15 +40,15 @@ class RuleSource(StrEnum):
     VIOLATIONS = "violations"
 
 
-class AddressRuleExists(OperatorError):
+class AddressRuleExists(ConflictError):
     """That network stands in that list already."""
 
 
-class NoSuchAddressRule(OperatorError):
+class NoSuchAddressRule(NotFoundError):
     """No rule in force has that id or network."""
 
 
-class AddressRuleChanged(OperatorError):
+class AddressRuleChanged(StaleError):
     """The rule is not the version that the caller looked at."""
 
 

@@ -74,11 +74,13 @@ class ProcessTally:
 class RedisTally:
     """In Redis, one key per network, which ends with its window. While Redis is away this process counts alone."""
 
-    def __init__(self, settings: RedisSettings, window_s: int, alone: ProcessTally) -> None:
+    def __init__(
+        self, settings: RedisSettings, window_s: int, alone: ProcessTally, *, patience_s: float = _REDIS_PATIENCE_S
+    ) -> None:
         self._redis = redis.Redis.from_url(
             settings.connection_url() or "",
-            socket_timeout=_REDIS_PATIENCE_S,
-            socket_connect_timeout=_REDIS_PATIENCE_S,
+            socket_timeout=patience_s,
+            socket_connect_timeout=patience_s,
             decode_responses=True,
         )
         self._window_s = window_s
