@@ -1,6 +1,6 @@
 """What an attacker tries against the running product: mix-ups, starvation, growth, tricks with HTTP, a provider that lies.
 
-Both shapes run here with a provider that repeats each prompt, and with patience of about a second, so that timeouts and
+Both shapes run here with a provider that repeats each prompt, and with patience of two seconds, so that timeouts and
 aborts of every kind happen between answers that must still reach who asked for them. Nothing here measures speed: that
 the others are served is shown by an answer that arrives while the attack goes on.
 """
@@ -48,9 +48,9 @@ UNLIMITED = {
     "ADDRESS_RATE_LIMIT_BURST": "100000",
 }
 IMPATIENT = {
-    "UPSTREAM_FIRST_BYTE_TIMEOUT_S": "1",
-    "UPSTREAM_IDLE_TIMEOUT_S": "1",
-    "UPSTREAM_TOTAL_TIMEOUT_S": "4",
+    "UPSTREAM_FIRST_BYTE_TIMEOUT_S": "2",
+    "UPSTREAM_IDLE_TIMEOUT_S": "2",
+    "UPSTREAM_TOTAL_TIMEOUT_S": "6",
     "MAX_EVENT_SIZE": "65536",
     "MAX_RESPONSE_SIZE": "1048576",
     "GRACEFUL_TIMEOUT_S": "20",
