@@ -75,7 +75,7 @@ def wait_until(condition: Callable[[], bool], *, what: str, seconds: float = 30.
 
 
 def wait_until_up(
-    server: subprocess.Popen[bytes], condition: Callable[[], bool], *, log: Path, seconds: float = 30.0
+    server: subprocess.Popen[bytes], condition: Callable[[], bool], *, log: Path, seconds: float = 60.0
 ) -> None:
     """Return when `condition()` is true; raise `ServerFailed` with the end of `log` when the server ends first or time is up."""
     name = Path(str(server.args[3])).name if isinstance(server.args, list) else "server"

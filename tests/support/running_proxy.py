@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 _COMMAND_PATIENCE_S = 120.0
-_START_PATIENCE_S = 60.0
+_START_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
