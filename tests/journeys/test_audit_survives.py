@@ -45,7 +45,8 @@ def test_the_writer_is_killed_five_times_under_fifty_requests_and_nothing_answer
             with ThreadPoolExecutor(50) as pool:
                 end = time.monotonic() + 2
                 running = [pool.submit(ask_until, end, client) for client in range(50)]
-                time.sleep(0.4)
+                wait_until(lambda: len(under_way) >= 30, what="most clients have asked")
+                time.sleep(0.3)
                 os.kill(writer, signal.SIGKILL)
                 hit = len(under_way)
                 assert hit >= 20, f"the kill must hit requests under way, not {hit}"
