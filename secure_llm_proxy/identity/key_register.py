@@ -15,6 +15,7 @@ from sqlalchemy import (
     Executable,
     Integer,
     Row,
+    ScalarSelect,
     SQLColumnExpression,
     Text,
     bindparam,
@@ -85,22 +86,17 @@ def _or_nothing(column: SQLColumnExpression[Any]) -> SQLColumnExpression[str]:
     return func.coalesce(cast(column, Text), "")
 
 
-_REVISION = select(IdentityRevisionRow.revision)
 # User and project in subqueries of their own: whatever a planner believes of the tables' sizes, it's one look in an index.
-# What most rows have in common is left out of their records.
-_ROLE_STATUS_ORGANISATION = (
-    select(_in_a_row(UserRow.role, UserRow.status, _unless(UserRow.organisation_id, DEFAULT_ORGANISATION_ID)))
-    .where(UserRow.id == ApiKeyRow.user_id)
-    .scalar_subquery()
-)
-_PROJECT_STATUS = (
-    select(_unless(ProjectRow.status, "active")).where(ProjectRow.id == ApiKeyRow.project_id).scalar_subquery()
-)
-_PROJECT_RATE = select(ProjectRow.requests_per_minute).where(ProjectRow.id == ApiKeyRow.project_id).scalar_subquery()
-_USERS_ORGANISATION = select(UserRow.organisation_id).where(UserRow.id == ApiKeyRow.user_id).scalar_subquery()
-_PROJECTS_ORGANISATION = (
-    select(ProjectRow.organisation_id).where(ProjectRow.id == ApiKeyRow.project_id).scalar_subquery()
-)
+# Correlated by name: a subquery within a subquery would else read all keys once more.
+def _of_user(column: SQLColumnExpression[Any]) -> ScalarSelect[Any]:
+    return select(column).where(UserRow.id == ApiKeyRow.user_id).correlate(ApiKeyRow).scalar_subquery()
+
+
+def _of_project(column: SQLColumnExpression[Any]) -> ScalarSelect[Any]:
+    return select(column).where(ProjectRow.id == ApiKeyRow.project_id).correlate(ApiKeyRow).scalar_subquery()
+
+
+_REVISION = select(IdentityRevisionRow.revision)
 # Nobody is killed, mostly: then the other five are not even looked at.
 _SOMEBODY_IS_KILLED = select(KillSwitchRow.subject).exists()
 _IS_KILLED = _SOMEBODY_IS_KILLED & (
@@ -112,27 +108,28 @@ _IS_KILLED = _SOMEBODY_IS_KILLED & (
                 ApiKeyRow.id,
                 ApiKeyRow.user_id,
                 ApiKeyRow.project_id,
-                _USERS_ORGANISATION,
-                _PROJECTS_ORGANISATION,
+                _of_user(UserRow.organisation_id),
+                _of_project(ProjectRow.organisation_id),
             )
         )
     )
+    .correlate(ApiKeyRow)
     .exists()
 )
-# A record's text is put together by the database, JSON and moments as they are there: most keys of a page are never asked
-# for. The revision belongs to the same snapshot as the row.
+# A record's text is put together by the database, JSON and moments as they are there, without what most rows have in common:
+# most keys of a page are never asked for. The revision belongs to the same snapshot as the row.
 _RECORDS = select(
     ApiKeyRow.kid,
     ApiKeyRow.digest,
     _in_a_row(
         ApiKeyRow.user_id,
-        _ROLE_STATUS_ORGANISATION,
+        _of_user(_in_a_row(UserRow.role, UserRow.status, _unless(UserRow.organisation_id, DEFAULT_ORGANISATION_ID))),
         _unless(ApiKeyRow.kind, KIND_LIVE),
         _unless(ApiKeyRow.project_id, DEFAULT_PROJECT_ID),
-        _PROJECT_STATUS,
+        _of_project(_unless(ProjectRow.status, "active")),
         cast(ApiKeyRow.scopes, Text),
         _or_nothing(ApiKeyRow.models),
-        _or_nothing(func.coalesce(ApiKeyRow.requests_per_minute, _PROJECT_RATE)),
+        _or_nothing(func.coalesce(ApiKeyRow.requests_per_minute, _of_project(ProjectRow.requests_per_minute))),
         _or_nothing(ApiKeyRow.burst),
         _or_nothing(ApiKeyRow.concurrent),
         _or_nothing(ApiKeyRow.tokens_max),

@@ -26,8 +26,8 @@ PROMPT = {"messages": [{"role": "user", "content": "tell me everything"}]}
 class RunningStream:
     """A stream that a thread reads; `text` is what has come so far."""
 
-    def __init__(self, proxy: RunningProxy, key: str, model: str) -> None:
-        self._body = json.dumps({**PROMPT, "model": model, "stream": True})
+    def __init__(self, proxy: RunningProxy, key: str) -> None:
+        self._body = json.dumps({**PROMPT, "stream": True})
         self._proxy, self._key = proxy, key
         self.begun, self.ended = threading.Event(), threading.Event()
         self.request_id, self.text = "", ""
@@ -90,13 +90,17 @@ def test_whoever_is_killed_is_cut_and_refused_until_let_go(proxy: RunningProxy, 
     key, second = proxy.create_api_key(user), proxy.create_api_key(user)
     subject = subject_of(proxy, kind, user, key)
     with endless_answers(provider):
-        streams = [RunningStream(proxy, each, "test-model") for each in (key, second)]
+        streams = [RunningStream(proxy, each) for each in (key, second)]
         assert all(stream.begun.wait(PATIENCE_S) for stream in streams)
 
         killed_s = time.monotonic()
         proxy.command("kill", subject, "--reason", "an exercise", "--yes")
         try:
-            assert streams[0].ended.wait(PATIENCE_S)
+            assert streams[0].ended.wait(PATIENCE_S), (
+                streams[0].request_id,
+                streams[0].text[-300:],
+                proxy.log_text()[-4000:],
+            )
             took_s = time.monotonic() - killed_s
             refused = chat(proxy, key)
             others = chat(proxy, second)
@@ -127,13 +131,15 @@ def test_whoever_is_killed_is_cut_and_refused_until_let_go(proxy: RunningProxy, 
 def test_a_provider_that_says_nothing_more_is_no_shelter(proxy: RunningProxy, provider: Provider) -> None:
     key = proxy.create_api_key()
     kid = key.split("_")[2]
-    stream = RunningStream(proxy, key, Mode.HANG_MID_STREAM)
+    ask(proxy, "GET", "/v1/models", key=key)
+    provider.clear()
     with ThreadPoolExecutor(1) as pool:
-        silent = pool.submit(
-            ask, proxy, "POST", "/chat", key=key, body={"prompt": "hold", "model": Mode.HANG_BEFORE_HEADERS}
-        )
+        provider.script(Mode.HANG_MID_STREAM, times=1)
+        stream = RunningStream(proxy, key)
         assert stream.begun.wait(PATIENCE_S)
-        provider.wait_for_requests(1)
+        provider.script(Mode.HANG_BEFORE_HEADERS, times=1)
+        silent = pool.submit(chat, proxy, key)
+        assert provider.wait_for_requests(2)
 
         proxy.command("kill", kid, "--reason", "an exercise")
 
