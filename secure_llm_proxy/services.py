@@ -185,7 +185,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         journal=journal,
         metrics=metrics,
         house=house,
-        watch=Watch(house.running, identity),
+        watch=Watch(house.running, identity, clock),
         troubles={name: _kept(ask) for name, ask in troubles.items()},
         demo=demo,
     )

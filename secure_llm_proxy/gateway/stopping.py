@@ -9,13 +9,13 @@ who run judged again, by one query. Database away: nobody is stopped until it is
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection
 from typing import Protocol
 
 import gevent
 from gevent.event import Event
 
+from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.errors import ProxyError
 from secure_llm_proxy.gateway.docket import Docket
 from secure_llm_proxy.vocabulary.caller import KIND_SESSION, Caller
@@ -42,9 +42,10 @@ class StandingRoom(Protocol):
 class Watch:
     """Looks after the running exchanges of one worker."""
 
-    def __init__(self, running: dict[str, Docket], identity: StandingRoom) -> None:
+    def __init__(self, running: dict[str, Docket], identity: StandingRoom, clock: Clock) -> None:
         self._running = running
         self._identity = identity
+        self._clock = clock
         self._judged: int | None = None
         self._stopped_s: dict[str, float] = {}
         self._woken = Event()
@@ -99,13 +100,13 @@ class Watch:
             # The client has left: it ends already.
             return False
         docket.stopped = type(error)(error.public, code=error.code, detail="stopped while it ran")
-        self._stopped_s[docket.inbound.exchange_id] = time.monotonic()
+        self._stopped_s[docket.inbound.exchange_id] = self._clock.monotonic_s()
         cancellation.raise_(_STOPPED)
         return True
 
     def _hang_up(self) -> None:
         """Who was stopped and is not closed yet waits for a client, most likely one that doesn't read."""
-        due_s = time.monotonic() - _GRACE_S
+        due_s = self._clock.monotonic_s() - _GRACE_S
         for exchange_id, stopped_s in list(self._stopped_s.items()):
             docket = self._running.get(exchange_id)
             if docket is None:
