@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from secure_llm_proxy.identity import draw_api_key, kid_of
-from tests.support.installation import Ended, Installation, installation_in
+from secure_llm_proxy.identity import DEFAULT_ORGANISATION_ID, draw_api_key, kid_of
+from tests.support.installation import Ended, Installation, fresh, installation_in
 from tests.support.redis_server import PrivateRedis
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,12 +23,9 @@ OTHER_PASSPHRASE = "green ferry under two bridges"
 @pytest.fixture(scope="module")
 def host(short_folder: Path) -> Iterator[Installation]:
     with installation_in(short_folder / "cli") as installation:
+        # The first administrator becomes owner, and is none of those that tests make.
+        installation.told("create-admin", "--username", "owner", "--email", "owner@example.org")
         yield installation
-
-
-def fresh(word: str) -> str:
-    """A name that no other test uses: they share one installation."""
-    return f"{word}{secrets.token_hex(4)}"
 
 
 def test_an_administrator_without_a_password_gets_a_token_that_sets_one_once(host: Installation) -> None:
@@ -159,11 +155,12 @@ def test_users_are_listed_as_a_table_and_as_json(host: Installation) -> None:
     table = host.run("list-users").output.splitlines()
     (listed,) = [user for user in host.listed("list-users") if user["username"] == name]
 
-    assert table[0].split() == ["USERNAME", "ROLE", "STATUS", "PASSWORD", "E-MAIL", "CREATED", "ID"]
+    assert table[0].split() == ["USERNAME", "ROLE", "STATUS", "ORGANISATION", "PASSWORD", "E-MAIL", "CREATED", "ID"]
     assert any(name in line and "viewer" in line and "not set" in line and str(made["id"]) in line for line in table)
     assert listed["role"] == "viewer"
     assert str(listed["created_at"]).endswith("Z")
-    assert set(listed) == {"id", "username", "email", "role", "status", "has_password", "created_at", "updated_at"}
+    assert set(listed) >= {"id", "username", "email", "role", "status", "has_password", "created_at", "updated_at"}
+    assert (listed["organisation_id"], listed["version"]) == (DEFAULT_ORGANISATION_ID, 1)
 
 
 @pytest.mark.parametrize("flag", ["--user", "--username"])
@@ -195,8 +192,8 @@ def test_keys_are_listed_as_a_table(host: Installation) -> None:
     table = host.run("list-api-keys", "--user", name).output.splitlines()
 
     assert "create-api-key" in empty
-    assert table[0].split()[:5] == ["KEY", "USER", "NAME", "STATUS", "SCOPES"]
-    assert table[1].split()[:7] == [str(key["kid"]), name, "ci", "active", "chat,models", "all", "-"]
+    assert table[0].split()[:5] == ["KEY", "USER", "NAME", "KIND", "STATUS"]
+    assert table[1].split()[:7] == [str(key["kid"]), name, "ci", "live", "active", "chat,models", "all"]
 
 
 def test_a_revoked_key_is_listed_as_revoked_and_revoking_again_is_no_error(host: Installation) -> None:

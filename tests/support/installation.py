@@ -1,4 +1,4 @@
-"""A host with commands, as an operator types them: real settings, database, audit writer and log."""
+"""A host on which commands are typed: settings, a migrated SQLite file, an audit writer and its log."""
 
 from __future__ import annotations
 
@@ -117,3 +117,8 @@ def installation_in(directory: Path, **more: str) -> Iterator[Installation]:
     run_migrations(Database(settings.database).engine, "upgrade", "head")
     with running_writer(audit):
         yield Installation(directory, environment)
+
+
+def fresh(word: str) -> str:
+    """A name that no other test uses: they share one installation."""
+    return f"{word}{secrets.token_hex(4)}"
