@@ -275,7 +275,7 @@ class Organisations:
         )
         if after is not None:
             wanted = wanted.where(ProjectMemberRow.user_id > after)
-        return [_member(link, user) for link, user in session.execute(wanted).tuples()]
+        return [_member(link, user) for link, user in session.execute(wanted)]
 
     def _add_project(
         self, session: Session, organisation_id: str, project_id: ProjectId, name: str, requests_per_minute: int | None

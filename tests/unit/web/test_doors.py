@@ -14,6 +14,7 @@ from flask import Flask
 from pydantic import SecretStr
 from werkzeug.test import TestResponse
 
+from secure_llm_proxy.identity import draw_api_key
 from secure_llm_proxy.settings import (
     AdmissionSettings,
     IdentitySettings,
@@ -23,6 +24,7 @@ from secure_llm_proxy.settings import (
     TelemetrySettings,
 )
 from secure_llm_proxy.vocabulary.events import AuditType
+from secure_llm_proxy.vocabulary.leaks import LeakedKey
 from secure_llm_proxy.web.doors import DOORS, GUARDS, Guard
 from secure_llm_proxy.web.headers import SECURITY_HEADERS
 from tests.support.house import KEY, LogCapture, SmallHouse, make_app, make_house
@@ -316,6 +318,27 @@ def test_a_key_in_the_query_is_refused_and_recorded_though_the_header_is_right(
     assert KEY.encode() not in answer.data
     assert KEY not in str([vars(line) for line in logs.records])
     assert KEY not in str(record.clear)
+
+
+def test_a_whole_key_of_ours_in_a_url_is_quarantined_however_it_is_escaped(small: SmallHouse) -> None:
+    client = make_app(small).test_client()
+    drawn = [draw_api_key() for _ in range(4)]
+    for key in drawn:
+        small.leaked_keys.keys[key.secret] = LeakedKey(key.kid, key.id, "usr_test", quarantined=False)
+    plain, path, once, twice = (key.secret for key in drawn)
+    escaped = "".join(f"%{ord(character):02x}" for character in once)
+
+    for url in (
+        f"/v1/models?key={plain}",
+        f"/v1/models/{path}",
+        f"/v1/models?x={escaped}",
+        f"/v1/models?x={twice.replace('_', '%255F')}",
+        f"/v1/models?x={plain[:-1]}",
+    ):
+        answer = client.get(url, headers=BEARER)
+        assert error_of(answer)["code"] == "api_key_in_url", url
+
+    assert small.leaked_keys.quarantined == {key.kid: "found in a url" for key in drawn}
 
 
 def test_a_key_in_the_path_is_refused_too(small: SmallHouse) -> None:
