@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any, TypedDict, TypeVar, Unpack, cast
+from typing import Any, BinaryIO, TypedDict, TypeVar, Unpack, cast
 
 import click
 from sqlalchemy.orm import Session
@@ -342,12 +343,11 @@ def revoke_api_key(context: CommandContext, key: str | None, key_id: str | None,
 @click.argument("files", nargs=-1, required=True, type=click.File("rb"))
 @json_option
 @pass_context
-@click.pass_context
-def check_leaks(
-    click_context: click.Context, context: CommandContext, files: tuple[Any, ...], *, as_json: bool
-) -> None:
+def check_leaks(context: CommandContext, files: tuple[BinaryIO, ...], *, as_json: bool) -> None:
     """Look for API keys of ours in FILES (- is standard input). Exit 1 when one is found that works."""
-    found = [(file.name, line, credential) for file in files for line, credential in keys_in_stream(file)]
+    found = [
+        (getattr(file, "name", "-"), line, credential) for file in files for line, credential in keys_in_stream(file)
+    ]
     credentials = list(dict.fromkeys(credential for _, _, credential in found))
     known = context.database.run(lambda session: context.keys.recognised(session, credentials))
     now = context.clock.now()
@@ -372,7 +372,7 @@ def check_leaks(
     if any(row["status"] == KeyStatus.ACTIVE for row in told):
         if not as_json:
             click.echo("Refuse each that works: manage.py quarantine-api-key KEY --reason REASON", err=True)
-        click_context.exit(1)
+        sys.exit(1)
 
 
 COMMANDS = (

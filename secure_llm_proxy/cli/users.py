@@ -166,7 +166,6 @@ def update_user(
 
     With role or organisation the user's sessions end, and keys that the new role may not have are revoked.
     """
-    user = _find(context, username)
     changes: UserChanges = {}
     if email is not None:
         changes["email"] = email
@@ -176,6 +175,7 @@ def update_user(
         changes["organisation"] = organisation
     if not changes:
         raise click.UsageError("Say what is to change: --email, --role or --organisation.")
+    user = _find(context, username)
     changed = context.change(
         "user.update",
         user.id,

@@ -29,6 +29,7 @@ _MARK = b"slp_"
 _FORM = re.compile(SCANNER_RULE.encode())
 # A checksum takes 1 µs, and 8 MiB could hold 150,000 texts of the form.
 _CANDIDATES_MAX = 10_000
+_HOPS_MAX = 8
 _CHUNK_BYTES = 2**20
 _PATIENCE_S = 3.0
 
@@ -36,10 +37,11 @@ _PATIENCE_S = 3.0
 def keys_in(text: bytes | str) -> tuple[str, ...]:
     """The well-formed keys (form and checksum) that `text` holds, each once, `KEYS_FOUND_MAX` at most.
 
-    Whether they are anybody's, only the database knows. Without `slp_` in it: one search, 0.05 µs for each kB.
+    Whether they are anybody's, only the database knows. A text without `slp_` takes 0.5 µs for each kB at most, one with
+    few underscores next to nothing (2026-11-21).
     """
     written = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    if _MARK not in written:
+    if not _has_mark(written):
         return ()
     found: dict[str, None] = {}
     for _, credential in _search(written):
@@ -109,6 +111,18 @@ class LeakedKeys:
                 detail="no answer in time",
                 retry_after_s=2,
             ) from None
+
+
+def _has_mark(written: bytes) -> bool:
+    # One character is sought seventy times faster than four: from underscore to underscore, unless there are many.
+    at = -1
+    for _ in range(_HOPS_MAX):
+        at = written.find(b"_", at + 1)
+        if at < 0:
+            return False
+        if written[at - 3 : at] == b"slp":
+            return True
+    return written.find(_MARK, at) >= 0
 
 
 def _search(written: bytes, candidates_max: int | None = _CANDIDATES_MAX) -> Iterator[tuple[int, str]]:
