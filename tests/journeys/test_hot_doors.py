@@ -69,6 +69,8 @@ def _keys(proxy: RunningProxy) -> tuple[bytes, ...]:
         proxy.create_api_key(user, "--models", "another"),
         proxy.create_api_key(user, "--rpm", "1"),
         proxy.create_api_key(user, "--rpm", "1"),
+        # For the URL, after which it is quarantined.
+        proxy.create_api_key(),
     ]
     return tuple(key.encode() for key in made)
 
@@ -92,7 +94,7 @@ def asking(
     length: int | str | None = -1,
     last: bool = True,
 ) -> bytes:
-    """A request; `KEY0` to `KEY4` stand for the product's own keys. `length` -1 is the right one."""
+    """A request; `KEY0` to `KEY5` stand for the product's own keys. `length` -1 is the right one."""
     lines = [f"{method} {path} HTTP/{version}"]
     lines += [f"Host: {host}"] if host is not None else []
     lines += [key] if key is not None else []
@@ -175,7 +177,7 @@ REQUESTS: dict[str, bytes] = {
     "another scheme": asking(key="Authorization: Basic dXNlcjpwYXNz"),
     "an unknown key": asking(key="X-API-Key: slp_live_0000000000000000_" + "0" * 38),
     "a cookie": asking(OPENAI, PLAIN, "Cookie: session=1", key=None),
-    "a key in the URL": asking(OPENAI + "?api_key=KEY0"),
+    "a key in the URL": asking(OPENAI + "?api_key=KEY5"),
     "an escaped key in the URL": asking(OPENAI + "?k=%73lp%5flive_x"),
     "a key in the URL of the origin's door": asking("/chat?k=slp_live_x", PROMPT),
     "a key without the scope": asking(key="Authorization: Bearer KEY1"),
