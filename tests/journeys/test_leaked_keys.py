@@ -28,6 +28,7 @@ def test_a_leaked_key_is_quarantined_and_its_prompt_never_leaves(short_folder: P
                     body=json.dumps(_chat(own, stream=True)).replace("slp_", "\\u0073l\\u0070_").encode(),
                 ),
             ]
+            refused = ask(proxy, "POST", "/chat", key=own, body={"prompt": "Hi."})
             clean = ask(proxy, "POST", "/chat", key=asks, body={"prompt": f"Use {in_prompt[:-1]}, please."})
             listed = json.loads(proxy.command("list-api-keys", "--json").stdout)
             events = proxy.command("audit", "cat").stdout
@@ -38,6 +39,7 @@ def test_a_leaked_key_is_quarantined_and_its_prompt_never_leaves(short_folder: P
     assert [(answer.status, answer.error_code) for answer in told] == [
         (401, "api_key_in_url"), (400, "api_key_in_body"), (400, "api_key_in_body"),
     ]  # fmt: skip
+    assert (refused.status, refused.error_code) == (401, "api_key_quarantined")
     assert (clean.status, chats) == (200, 1)
     reasons = {key["kid"]: (key["status"], key["quarantine_reason"]) for key in listed}
     assert [reasons[key.split("_")[2]] for key in (asks, in_url, in_prompt, own)] == [
