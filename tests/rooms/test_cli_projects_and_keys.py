@@ -13,7 +13,7 @@ from tests.support.installation import Installation, fresh, installation_in
 
 @pytest.fixture(scope="module")
 def host(short_folder: Path) -> Iterator[Installation]:
-    with installation_in(short_folder / "cli") as installation:
+    with installation_in(short_folder / "projects") as installation:
         yield installation
 
 
@@ -33,7 +33,7 @@ def assert_recorded(host: Installation, action: str, subject: object) -> dict[st
 
 
 def test_the_first_administrator_of_a_deployment_is_its_owner_and_stays_it(short_folder: Path) -> None:
-    with installation_in(short_folder / "new") as new:
+    with installation_in(short_folder / "first") as new:
         first = new.told("create-admin", "--username", "root", "--email", "root@example.org")
         second = new.told("create-admin", "--username", "more", "--email", "more@example.org")
         refused = [

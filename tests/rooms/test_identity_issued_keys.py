@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -405,3 +405,49 @@ def test_a_leaked_key_is_ours_while_it_works_or_could_again(room: IdentityRoom) 
     assert find(room, works).quarantine_reason == "found in a url"
     assert status_of(room, works) is KeyStatus.QUARANTINED
     assert leaks.ours(()) == ()
+
+
+def test_whoever_changes_keys_and_users_at_once_waits_for_nobody_crosswise(room: IdentityRoom) -> None:
+    room.settings = {"keys_per_user_max": 50}
+    room.make_user("root", role="owner")
+    run(room, lambda session: room.organisations.create_project(session, organisation="default", name="Desk"))
+    keys = [room.make_key(name, expires_days=30) for name in ("alice", "root") * 6]
+    kids = sorted(key.api_key.kid for key in keys)
+    worker = room.worker()
+    for key in keys:
+        worker.identify((key.secret,))
+
+    def on_alice(change: Callable[..., object], **arguments: object) -> Callable[[], object]:
+        return lambda: run(room, lambda session: change(session, "alice", **arguments))
+
+    accounts = room.accounts
+    rotations = [partial(rotate, room, key) for key in keys]
+    revocations = [partial(run, room, partial(room.keys.revoke_api_key, reference=kid)) for kid in reversed(kids)]
+    roles = [on_alice(accounts.update_user, changes={"role": role}) for role in ("admin", "member") * 4]
+    locks = [on_alice(accounts.lock_user), on_alice(accounts.unlock_user)] * 3
+    projects = [
+        partial(run, room, partial(room.organisations.update_project, reference="desk", changes={"status": status}))
+        for status in ("inactive", "active") * 4
+    ]
+    trouble = list[Exception]()
+
+    def do(steps: Sequence[Callable[[], object]]) -> None:
+        for step in steps:
+            try:
+                step()
+            except OperatorError:
+                continue  # another was quicker: it is revoked, rotated or disabled already
+            except Exception as error:  # noqa: BLE001  it is what is looked for
+                trouble.append(error)
+
+    works = (rotations, revocations, [*roles, *locks, on_alice(accounts.disable_user)], projects)
+    threads = [threading.Thread(target=do, args=(steps,)) for steps in (*works, [worker.flush_last_used])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+
+    assert trouble == []
+    assert not any(thread.is_alive() for thread in threads)
+    assert run(room, lambda session: accounts.find_user(session, "alice")).status == "disabled"
+    assert run(room, lambda session: room.keys.list_api_keys(session, "alice", status="active")) == []
