@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 KIND_LIVE = "live"
 KIND_TEST = "test"
@@ -23,14 +24,15 @@ class RateClass:
     window_s: int = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """An identified caller, and what its key is bound to.
 
     `key_id` is the public part of the key, safe in logs. `kind` is the key's (`live`, `test`, `adm`), or `session` for a
     person who has logged in; then `key_id` is the session's id. `models` None means every model, `allowed_addresses` and
     `allowed_agents` None whoever may use the proxy, a rate, burst or concurrency of None the deployment's
     (`requests_per_minute` is the key's own or else its project's), `tokens_max` None whatever is asked for.
+
+    A tuple, because whoever has very many keys in use makes one for most requests: a frozen dataclass takes 1.5 µs.
     """
 
     user_id: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -277,7 +276,7 @@ def test_no_text_of_a_row_can_shift_the_columns_of_a_record(
 
     caller = room.worker().identify((keys["first"].secret,))
 
-    assert caller == replace(plain, models=frozenset({hostile}), allowed_agents=(hostile,))
+    assert caller == plain._replace(models=frozenset({hostile}), allowed_agents=(hostile,))
 
 
 def test_another_secret_of_the_same_public_part_inherits_nothing(
