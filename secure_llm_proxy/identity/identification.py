@@ -181,6 +181,9 @@ class Identity:
             codes.update(self._stopped_sessions(sessions))
         if ANONYMOUS_KEY_ID in kinds and self._asked(lambda: self._register.killed_of([EVERYTHING])):
             codes[ANONYMOUS_KEY_ID] = ErrorCode.KILLED
+        if codes:
+            # Nobody who is cut shall be let in again by what is remembered: the next request asks for changes first.
+            self._ask_at_s = float("-inf")
         return {key_id: _refused(code) for key_id, code in codes.items()}
 
     def _stopped_sessions(self, sessions: Mapping[str, Caller]) -> dict[str, ErrorCode]:

@@ -150,7 +150,10 @@ def test_running_callers_are_judged_as_new_ones_are(room: IdentityRoom, keys: di
     changed = worker.hear_of_changes()
     stopped = worker.stopped(callers)
 
+    again = told(worker, keys["second"])
+
     assert nothing == {}
+    assert again == "killed"
     assert changed != heard
     assert {key_id: error.code for key_id, error in stopped.items()} == {
         keys["first"].api_key.kid: ErrorCode.KILLED,
