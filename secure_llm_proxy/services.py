@@ -28,10 +28,14 @@ from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.foundation.secret_values import derive_key
 from secure_llm_proxy.gateway import House, Watch
 from secure_llm_proxy.identity import (
+    Accounts,
     ApiKeys,
     Identity,
     Kid,
     LeakedKeys,
+    SecondFactors,
+    Sessions,
+    SignIn,
     announce_revocation,
     listen_for_revocations,
 )
@@ -58,6 +62,10 @@ class Services:
     clock: Clock
     database: Database
     identity: Identity
+    accounts: Accounts
+    second_factors: SecondFactors
+    sessions: Sessions
+    sign_in: SignIn
     admission: Admission
     address_rules: AddressRules
     rule_reader: RuleReader
@@ -117,6 +125,9 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     if secret is None:
         raise OperatorError("SECRET_KEY is missing; make one with: openssl rand -hex 32")
     secret_key = secret.get_secret_value()
+    encryption_key = settings.secrets.encryption_key
+    if encryption_key is None:
+        raise OperatorError("ENCRYPTION_KEY is missing; make one with: openssl rand -hex 32")
     metrics = Metrics()
     database = Database(settings.database)
     identity = Identity(settings.identity, database, derive_key(secret_key, "slp/key-pepper"), clock)
@@ -131,6 +142,28 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     admission = Admission(settings.admission, rules, clock)
     address_rules = AddressRules(settings.admission, clock)
     rule_reader = RuleReader(database, address_rules, rules, clock)
+    accounts = Accounts(
+        settings.identity,
+        clock,
+        pepper=derive_key(secret_key, "slp/key-pepper"),
+        password_pepper=derive_key(secret_key, "slp/password-pepper"),
+    )
+    second_factors = SecondFactors(
+        settings.identity,
+        clock,
+        seal_key=derive_key(encryption_key.get_secret_value(), "slp/totp"),
+        pepper=derive_key(secret_key, "slp/recovery-pepper"),
+    )
+    sessions = Sessions(settings.identity, clock, pepper=derive_key(secret_key, "slp/session-pepper"))
+    sign_in = SignIn(
+        settings.identity,
+        clock,
+        database,
+        accounts,
+        second_factors,
+        sessions,
+        pepper=derive_key(secret_key, "slp/login-pepper"),
+    )
     throttle = open_throttle(
         settings.throttling,
         settings.redis,
@@ -175,6 +208,10 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         clock=clock,
         database=database,
         identity=identity,
+        accounts=accounts,
+        second_factors=second_factors,
+        sessions=sessions,
+        sign_in=sign_in,
         admission=admission,
         address_rules=address_rules,
         rule_reader=rule_reader,

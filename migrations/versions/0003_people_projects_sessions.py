@@ -231,7 +231,7 @@ def upgrade() -> None:
         "known_devices",
         sa.Column("id", sa.String(40), nullable=False),
         sa.Column("user_id", sa.String(40), nullable=False),
-        sa.Column("digest", sa.LargeBinary(32), nullable=False, comment="HMAC-SHA256 of the device's token"),
+        sa.Column("digest", sa.LargeBinary(32), nullable=False, comment="HMAC-SHA256 of the device's token, or of user and place"),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
@@ -330,6 +330,15 @@ def _widen(connection: sa.Connection) -> None:
         )
         users.add_column(
             sa.Column(
+                "mfa_required",
+                sa.Boolean(),
+                nullable=False,
+                server_default=sa.false(),
+                comment="must have a second factor whatever the deployment asks of the role",
+            )
+        )
+        users.add_column(
+            sa.Column(
                 "version",
                 sa.Integer(),
                 nullable=False,
@@ -340,6 +349,7 @@ def _widen(connection: sa.Connection) -> None:
     with op.batch_alter_table("users") as users:
         users.alter_column("organisation_id", existing_type=sa.String(40), existing_nullable=False, server_default=None)
         users.alter_column("version", existing_type=sa.Integer(), existing_nullable=False, server_default=None)
+        users.alter_column("mfa_required", existing_type=sa.Boolean(), existing_nullable=False, server_default=None)
         users.create_index(op.f("ix_users_organisation_id"), ["organisation_id"])
         users.create_foreign_key(
             op.f("fk_users_organisation_id_organisations"),
@@ -453,6 +463,7 @@ def downgrade() -> None:
         users.drop_constraint(op.f("fk_users_organisation_id_organisations"), type_="foreignkey")
         users.drop_index(op.f("ix_users_organisation_id"))
         users.drop_column("version")
+        users.drop_column("mfa_required")
         users.drop_column("organisation_id")
     with op.batch_alter_table("api_keys") as keys:
         keys.drop_constraint(op.f("fk_api_keys_project_id_projects"), type_="foreignkey")

@@ -19,7 +19,15 @@ from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.foundation.identifiers import new_record_id, ulid
 from secure_llm_proxy.foundation.secret_values import derive_key
-from secure_llm_proxy.identity import Accounts, ApiKeys, Organisations, announce_revocation
+from secure_llm_proxy.identity import (
+    Accounts,
+    ApiKeys,
+    Organisations,
+    SecondFactors,
+    Sessions,
+    SignIn,
+    announce_revocation,
+)
 from secure_llm_proxy.settings import AuditSettings, Settings, load_settings
 from secure_llm_proxy.settings.loading import SettingsError, load_audit_writer_settings
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
@@ -76,6 +84,34 @@ class CommandContext:
     @cached_property
     def organisations(self) -> Organisations:
         return Organisations(self.clock)
+
+    @cached_property
+    def second_factors(self) -> SecondFactors:
+        encryption_key = self.settings.secrets.encryption_key
+        if encryption_key is None:
+            raise OperatorError("ENCRYPTION_KEY is missing; make one with: openssl rand -hex 32")
+        return SecondFactors(
+            self.settings.identity,
+            self.clock,
+            seal_key=derive_key(encryption_key.get_secret_value(), "slp/totp"),
+            pepper=derive_key(self.secret_key, "slp/recovery-pepper"),
+        )
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        return Sessions(self.settings.identity, self.clock, pepper=derive_key(self.secret_key, "slp/session-pepper"))
+
+    @cached_property
+    def sign_in(self) -> SignIn:
+        return SignIn(
+            self.settings.identity,
+            self.clock,
+            self.database,
+            self.accounts,
+            self.second_factors,
+            self.sessions,
+            pepper=derive_key(self.secret_key, "slp/login-pepper"),
+        )
 
     def change(
         self,

@@ -72,6 +72,14 @@ class ErrorCode(StrEnum):
     WRONG_KEY_KIND = "wrong_key_kind"
     ADDRESS_NOT_ALLOWED = "address_not_allowed"
     AGENT_NOT_ALLOWED = "agent_not_allowed"
+    LOGIN_FAILED = "login_failed"
+    SESSION_INVALID = "session_invalid"
+    SECOND_FACTOR_REQUIRED = "second_factor_required"
+    SECOND_FACTOR_EXISTS = "second_factor_exists"
+    SECOND_FACTOR_MISSING = "second_factor_missing"
+    STEP_UP_REQUIRED = "step_up_required"
+    SETUP_TOKEN_INVALID = "setup_token_invalid"  # noqa: S105 -- a code, not a token
+    PASSWORD_REFUSED = "password_refused"  # noqa: S105 -- a code, not a password
     SCOPE_MISSING = "scope_missing"
     MODEL_NOT_ALLOWED = "model_not_allowed"
     ADDRESS_BLOCKED = "address_blocked"

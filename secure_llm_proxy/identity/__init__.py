@@ -44,6 +44,9 @@ from secure_llm_proxy.identity.organisations import (
 from secure_llm_proxy.identity.passwords import PasswordHash
 from secure_llm_proxy.identity.permissions import ROLE_PERMISSIONS, Permission, may, may_act_on
 from secure_llm_proxy.identity.revocations import announce_revocation, listen_for_revocations
+from secure_llm_proxy.identity.second_factors import Enrolment, SecondFactors, SecondFactorState, qr_svg, qr_text
+from secure_llm_proxy.identity.sessions import CleanUp, LiveSession, OpenedSession, Sessions
+from secure_llm_proxy.identity.sign_in import EnrolmentWanted, SecondFactorWanted, SignedIn, SignIn
 
 __all__ = [
     "DEFAULT_ORGANISATION_ID",
@@ -57,7 +60,10 @@ __all__ = [
     "ApiKey",
     "ApiKeys",
     "ChangedUser",
+    "CleanUp",
     "DrawnKey",
+    "Enrolment",
+    "EnrolmentWanted",
     "Identity",
     "IssuedKey",
     "KeyChanges",
@@ -68,8 +74,10 @@ __all__ = [
     "KillSwitch",
     "KillSwitches",
     "LeakedKeys",
+    "LiveSession",
     "Member",
     "OneTimeToken",
+    "OpenedSession",
     "Organisation",
     "Organisations",
     "PasswordHash",
@@ -78,6 +86,12 @@ __all__ = [
     "ProjectChanges",
     "ProjectStatus",
     "Role",
+    "SecondFactorState",
+    "SecondFactorWanted",
+    "SecondFactors",
+    "Sessions",
+    "SignIn",
+    "SignedIn",
     "TokenPurpose",
     "User",
     "UserChanges",
@@ -90,5 +104,7 @@ __all__ = [
     "listen_for_revocations",
     "may",
     "may_act_on",
+    "qr_svg",
+    "qr_text",
     "role_named",
 ]

@@ -31,7 +31,7 @@ from secure_llm_proxy.identity.names import (
     shown,
 )
 from secure_llm_proxy.identity.organisations import checked_page
-from secure_llm_proxy.identity.passwords import PasswordHash, PasswordRules, PasswordVault
+from secure_llm_proxy.identity.passwords import PasswordCheck, PasswordHash, PasswordRules, PasswordVault
 from secure_llm_proxy.identity.rows import (
     advance,
     end_sessions,
@@ -42,6 +42,7 @@ from secure_llm_proxy.identity.rows import (
     revoke_rows,
     user_row,
 )
+from secure_llm_proxy.identity.sessions import end_sessions_of
 from secure_llm_proxy.settings import IdentitySettings
 
 _TOKEN_PREFIX = "slp_setup_"  # noqa: S105 -- a prefix, not a secret
@@ -74,6 +75,15 @@ class User:
     version: int
     created_at: datetime
     updated_at: datetime
+    mfa_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a password is judged by. Never leaves the room."""
+
+    user: User
+    password_hash: PasswordHash | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +125,42 @@ class Accounts:
         self._rules = PasswordRules(settings)
         self._vault = PasswordVault(password_pepper)
 
-    def hash_password(self, password: str, *, username: str, email: str) -> PasswordHash:
+    def hash_password(
+        self, password: str, *, username: str, email: str, with_second_factor: bool = False
+    ) -> PasswordHash:
         """Judge a new password and return what may be stored of it.
 
         Apart from the functions that store it, because it takes 0.1 s and no transaction should last that long.
+        `with_second_factor`: the user has, or must have, one, and the password may be shorter.
         Raises `OperatorError` with the rule that the password breaks.
         """
-        if (refusal := self._rules.refusal(password, context=(username, email))) is not None:
+        refusal = self._rules.refusal(password, context=(username, email), with_second_factor=with_second_factor)
+        if refusal is not None:
             raise OperatorError(refusal)
         return self._vault.hash(password)
+
+    def hash_again(self, password: str) -> PasswordHash:
+        """Of a password that is the right one already, with today's parameters."""
+        return self._vault.hash(password)
+
+    def check_password(self, stored: PasswordHash | None, password: str) -> PasswordCheck:
+        """Takes as long as `hash_password`, also without a stored hash (no such user)."""
+        return self._vault.check(stored, password)
+
+    def owes_second_factor(self, role: Role, *, mfa_required: bool) -> bool:
+        """Whether a user must have a second factor: by MFA_REQUIRED, or by himself."""
+        required = self._settings.mfa_required
+        return mfa_required or required == "all" or (required == "admins" and role in {Role.OWNER, Role.ADMIN})
+
+    def credentials_of(self, session: Session, normalised: str, *, hold: bool = False) -> Credentials | None:
+        """Of the user of that normalised name, held until the transaction ends if `hold`."""
+        wanted = select(UserRow).where(UserRow.username_normalised == normalised)
+        row = session.scalar(wanted.with_for_update() if hold else wanted)
+        return (
+            None
+            if row is None
+            else Credentials(_user(row), PasswordHash(row.password_hash) if row.password_hash else None)
+        )
 
     def create_user(
         self,
@@ -135,6 +172,7 @@ class Accounts:
         password: PasswordHash | None = None,
         user_id: UserId | None = None,
         organisation: str = DEFAULT_ORGANISATION_ID,
+        mfa_required: bool = False,
     ) -> User:
         """`organisation` is an id or a name."""
         shown_name, normalised = checked_username(username)
@@ -149,6 +187,7 @@ class Accounts:
             password_hash=password,
             organisation_id=organisation_row(session, organisation).id,
             version=1,
+            mfa_required=mfa_required,
             created_at=now,
             updated_at=now,
         )
@@ -271,6 +310,7 @@ class Accounts:
         return self._issue_token(session, row, TokenPurpose.PASSWORD_RESET if row.password_hash else TokenPurpose.SETUP)
 
     def set_password(self, session: Session, username: str, password: PasswordHash) -> User:
+        """Every session of the user ends, as with every new password."""
         row = user_row(session, username)
         self._store_password(session, row, password)
         return _user(row)
@@ -303,6 +343,27 @@ class Accounts:
         self._store_password(session, row, password)
         return _user(row)
 
+    def change_password(
+        self, session: Session, user_id: UserId, before: PasswordHash, password: PasswordHash
+    ) -> User | None:
+        """The user with the new password; None, and nothing changed, when `before` is not what is stored any more."""
+        row = session.scalar(select(UserRow).where(UserRow.id == user_id).with_for_update())
+        if row is None or row.password_hash != before or row.status != UserStatus.ACTIVE:
+            return None
+        self._store_password(session, row, password)
+        return _user(row)
+
+    def renew_hash(self, session: Session, user_id: UserId, before: PasswordHash, again: PasswordHash) -> bool:
+        """The same password, hashed with today's parameters: nothing ends by it."""
+        renewed = session.execute(
+            update(UserRow)
+            .where(UserRow.id == user_id, UserRow.password_hash == before)
+            .values(password_hash=again)
+            .returning(UserRow.id)
+            .execution_options(synchronize_session=False)
+        ).all()
+        return bool(renewed)
+
     def _change_status(self, session: Session, username: str, status: UserStatus, version: int | None) -> User:
         owners = held_owners(session)
         row = self._held(session, username, version)
@@ -312,6 +373,8 @@ class Accounts:
             row.status = status
             advance(row, self._clock.now())
             session.flush()
+        if status != UserStatus.ACTIVE:
+            end_sessions_of(session, row.id, status, self._clock.now())
         return _user(row)
 
     def _held(self, session: Session, username: str, version: int | None) -> UserRow:
@@ -327,6 +390,7 @@ class Accounts:
         row.updated_at = now
         self._void_tokens(session, row, now)
         session.flush()
+        end_sessions_of(session, row.id, "password_changed", now)
 
     def _issue_token(self, session: Session, row: UserRow, purpose: TokenPurpose) -> OneTimeToken:
         now = self._clock.now()
@@ -404,4 +468,5 @@ def _user(row: UserRow) -> User:
         version=row.version,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        mfa_required=row.mfa_required,
     )

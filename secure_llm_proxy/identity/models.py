@@ -77,6 +77,9 @@ class UserRow(Model):
     password_hash: Mapped[str | None] = mapped_column(
         String(255), comment="Argon2id of an HMAC of the password; null until one is set"
     )
+    mfa_required: Mapped[bool] = mapped_column(
+        default=False, comment="must have a second factor whatever the deployment asks of the role"
+    )
     organisation_id: Mapped[str] = mapped_column(ForeignKey("organisations.id", ondelete="RESTRICT"), index=True)
     version: Mapped[int] = mapped_column(default=1, comment="advances with every change made by an operator")
     created_at: Mapped[Timestamp]
@@ -206,7 +209,7 @@ class SessionRow(Model):
 
 
 class LoginTroubleRow(Model):
-    """Failed logins in a row, counted by account and place, by account, or for a second factor."""
+    """Tries to sign in that did not succeed yet: by account and place, by account, or for a second factor."""
 
     __tablename__ = "login_troubles"
 
@@ -217,13 +220,15 @@ class LoginTroubleRow(Model):
 
 
 class KnownDeviceRow(Model):
-    """A browser or tool that has logged in before: the account's slower lock does not hold it up."""
+    """A browser or tool, or a place, from which somebody has signed in: the account's slower lock does not hold it up."""
 
     __tablename__ = "known_devices"
 
     id: Mapped[PrimaryKey]
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True, comment="HMAC-SHA256 of the device's token")
+    digest: Mapped[bytes] = mapped_column(
+        LargeBinary(32), unique=True, comment="HMAC-SHA256 of the device's token, or of user and place"
+    )
     created_at: Mapped[Timestamp]
     expires_at: Mapped[Timestamp] = mapped_column(index=True)
 

@@ -65,14 +65,17 @@ class PasswordRules:
     def __init__(self, settings: IdentitySettings) -> None:
         self._settings = settings
 
-    def refusal(self, password: str, *, context: tuple[str, ...]) -> str | None:
+    def refusal(self, password: str, *, context: tuple[str, ...], with_second_factor: bool = False) -> str | None:
         """Why `password` must not be set, as a sentence with the way out; None when it may.
 
         `context` are the words that an attacker tries first for this person: username, e-mail address.
         """
         settings = self._settings
-        if len(password) < settings.password_length_min:
-            return f"The password is too short: at least {settings.password_length_min} characters."
+        shortest = settings.password_length_min
+        if with_second_factor:
+            shortest = min(shortest, settings.password_length_min_with_mfa)
+        if len(password) < shortest:
+            return f"The password is too short: at least {shortest} characters."
         try:
             size = len(password.encode())
         except UnicodeEncodeError:
@@ -101,22 +104,26 @@ class PasswordRules:
 
 
 class PasswordVault:
-    """Hashes and checks passwords, at most four at a time, in threads of its own so that an event loop goes on."""
+    """Hashes and checks passwords, at most four at a time, in threads of its own so that an event loop goes on.
+
+    `checks_made` counts the Argon2 verifications: who asks for an unknown user must cause as many as for a known one.
+    """
 
     def __init__(self, pepper: bytes) -> None:
         self._pepper = pepper
         self._argon2 = PasswordHasher(_PASSES, _MEMORY_KIB, _LANES, type=Type.ID)
         self._threads: ThreadPool | None = None
-        self._decoy: PasswordHash | None = None
+        # Nobody's: salt and hash are drawn, so that the first unknown user costs no more than the others.
+        self._decoy = f"$argon2id$v=19$m={_MEMORY_KIB},t={_PASSES},p={_LANES}${_unpadded(16)}${_unpadded(32)}"
+        self.checks_made = 0
 
     def hash(self, password: str) -> PasswordHash:
         return PasswordHash(self._run(self._argon2.hash, self._peppered(password)))
 
     def check(self, stored: str | None, password: str) -> PasswordCheck:
         """Compare with a stored hash; None (no such user, no password yet) costs the same work and is WRONG."""
+        self.checks_made += 1
         if stored is None:
-            if self._decoy is None:
-                self._decoy = self.hash(secrets.token_urlsafe(32))
             self._run(self._verified, self._decoy, self._peppered(password))
             return PasswordCheck.WRONG
         if not self._run(self._verified, stored, self._peppered(password)):
@@ -141,6 +148,10 @@ class PasswordVault:
             self._threads = ThreadPool(_CONCURRENT_HASHES)
         result: T = self._threads.apply(work, arguments)
         return result
+
+
+def _unpadded(size: int) -> str:
+    return base64.b64encode(secrets.token_bytes(size)).decode().rstrip("=")
 
 
 def _is_common(password: str) -> bool:

@@ -28,8 +28,6 @@ from secure_llm_proxy.settings.strength import weakness_of
 NOT_YET: dict[str, str] = {
     "AUDIT_BACKUP_ENABLED": "audit backups are not made by this release; back up AUDIT_DIR and AUDIT_KEYS_DIR yourself",
     "MODELS_FILE": "models are listed with LLM_MODELS in this release",
-    "MFA_REQUIRED": "there is no interactive login yet; API keys are the only way in",
-    "SESSION_TIMEOUT": "there are no sessions yet",
     "CACHE_ENABLED": "there is no response cache yet",
     "CACHE_TTL_SECONDS": "there is no response cache yet",
     "ENABLE_REQUEST_LOGGING": "requests are always recorded in the audit log",
@@ -329,6 +327,14 @@ def _contradictions(settings: Settings) -> list[Mistake]:
                 f"is less than a request may take ({longest_s:g} s: BODY_TIMEOUT_S and UPSTREAM_TOTAL_TIMEOUT_S)",
             )
         )
+    if settings.identity.mfa_method.lower() != "totp":
+        found.append(
+            Mistake(
+                "MFA_METHOD",
+                "must be totp: codes sent by SMS or e-mail can be read on their way and phished in bulk "
+                "(NIST SP 800-63B-4 restricts the one and forbids the other), so they are not offered",
+            )
+        )
     if settings.throttling.rate_window_s is not None and settings.throttling.rate_requests is None:
         found.append(Mistake("RATE_LIMIT_WINDOW", "is set without RATE_LIMIT_REQUESTS"))
     for name, secret in (
@@ -363,6 +369,8 @@ def relaxed_settings(settings: Settings) -> list[tuple[str, str]]:
         relaxed.append(("SSL_VERIFY", "is false: the provider's certificate is not checked"))
     if not settings.identity.authentication_required:
         relaxed.append(("AUTHENTICATION_REQUIRED", "is false: anybody may ask"))
+    if settings.identity.mfa_required == "none":
+        relaxed.append(("MFA_REQUIRED", "is none: administrators sign in with a password alone"))
     if not settings.audit.encryption_enabled:
         relaxed.append(("AUDIT_ENCRYPTION_ENABLED", "is false: prompts stand readable in the audit log"))
     return relaxed

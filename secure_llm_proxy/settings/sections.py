@@ -7,14 +7,29 @@ synonyms. The defaults are those of the embedded profile; `production=` is the p
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import SecretStr
+from pydantic import BeforeValidator, SecretStr
 
 from secure_llm_proxy.settings.registry import Section, setting
 
 _MIB = 1024 * 1024
+# The origin's MFA_REQUIRED is a switch.
+_MFA_SWITCH = {
+    "true": "all",
+    "1": "all",
+    "yes": "all",
+    "on": "all",
+    "false": "none",
+    "0": "none",
+    "no": "none",
+    "off": "none",
+}
+
+
+def _who_needs_mfa(value: object) -> object:
+    return _MFA_SWITCH.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
 class ServerSettings(Section):
@@ -75,7 +90,7 @@ class SecretSettings(Section):
     encryption_key: SecretStr | None = setting(
         "ENCRYPTION_KEY",
         None,
-        "For sealed database columns, of which this release has none yet. At least 32 characters.",
+        "Seals what the database keeps but must not show: the secrets of second factors. At least 32 characters.",
         secret=True,
     )
     jwt_secret: SecretStr | None = setting("JWT_SECRET", None, "Accepted from the origin, unused.", secret=True)
@@ -224,7 +239,14 @@ class IdentitySettings(Section):
         synonyms=("API_KEY_VALIDATION",),
     )
     password_length_min: int = setting(
-        "PASSWORD_MIN_LENGTH", 15, "Shortest password. 15, since there is no second factor yet.", ge=8, le=128
+        "PASSWORD_MIN_LENGTH", 15, "Shortest password of who signs in with the password alone.", ge=8, le=128
+    )
+    password_length_min_with_mfa: int = setting(
+        "PASSWORD_MIN_LENGTH_WITH_MFA",
+        12,
+        "Shortest password of who has, or must have, a second factor.",
+        ge=8,
+        le=128,
     )
     password_require_uppercase: bool = setting(
         "PASSWORD_REQUIRE_UPPERCASE", False, "Origin's rule; NIST 800-63B advises against it."
@@ -251,6 +273,38 @@ class IdentitySettings(Section):
         "API_KEY_LAST_USED_S", 30.0, "Seconds between writes of `last_used`.", gt=0, le=60
     )
     setup_token_s: int = setting("SETUP_TOKEN_S", 3600, "Seconds a one-time setup token is good.", ge=60)
+    mfa_required: Annotated[Literal["admins", "all", "none"], BeforeValidator(_who_needs_mfa)] = setting(
+        "MFA_REQUIRED",
+        "admins",
+        "Who must have a second factor: `admins` (and owners), `all` (true) or `none` (false; refused in production).",
+    )
+    mfa_method: str = setting("MFA_METHOD", "totp", "The second factor; only `totp` (RFC 6238) is offered.")
+    mfa_issuer: str = setting(
+        "MFA_ISSUER",
+        "Secure LLM Proxy",
+        "Name under which an authenticator app shows the account.",
+        min_length=1,
+        max_length=64,
+        pattern=r"^[^:]+$",
+    )
+    mfa_strict: bool = setting(
+        "MFA_STRICT", False, "Accept only the code of the current 30 seconds, not the one before (ASVS 6.5.5)."
+    )
+    session_idle_s: int = setting("SESSION_TIMEOUT", 1800, "Seconds after which an unused session ends.", ge=60)
+    admin_session_idle_s: int = setting(
+        "ADMIN_SESSION_TIMEOUT", 900, "The same for admins and owners, where it is shorter.", ge=60
+    )
+    session_absolute_s: int = setting(
+        "SESSION_ABSOLUTE_S", 43_200, "Seconds after which every session ends, used or not.", ge=300
+    )
+    login_attempts_max: int = setting(
+        "MAX_LOGIN_ATTEMPTS",
+        5,
+        "Failed logins to an account from one place before that place has to wait.",
+        ge=1,
+        le=100,
+    )
+    lockout_s: int = setting("LOCKOUT_DURATION", 900, "Seconds that it has to wait.", ge=1)
 
 
 class ThrottlingSettings(Section):

@@ -26,7 +26,7 @@ def error_body(error: ProxyError) -> bytes:
 
 def error_headers(error: ProxyError) -> list[tuple[str, str]]:
     headers = [("Content-Type", "application/json")]
-    if error.status in {429, 503}:
+    if error.status in {429, 503} or (error.status == 401 and error.retry_after_s is not None):  # noqa: PLR2004
         headers.append(("Retry-After", str(error.retry_after_s or 1)))
     if error.status == 401:  # noqa: PLR2004  RFC 9110 §11.6.1 asks for it
         headers.append(("WWW-Authenticate", 'Bearer realm="Secure LLM Proxy"'))

@@ -161,7 +161,8 @@ def test_all_mistakes_are_told_together_by_name(nowhere: Path) -> None:
         "AUDIT_ENCRYPTION_ENABLED": "false",
         "AUTHENTICATION_REQUIRED": "false",
         "RATE_LIMIT_PER_MINUT": "5",
-        "MFA_REQUIRED": "true",
+        "MFA_REQUIRED": "none",
+        "MFA_METHOD": "sms",
     }
 
     found = mistakes_of(wrong, nowhere)

@@ -49,7 +49,7 @@ def test_headers_go_with_the_status(kind: type[ProxyError]) -> None:
     without = dict(error_headers(kind("x")))
 
     assert with_pause["Content-Type"] == without["Content-Type"] == "application/json"
-    assert with_pause.get("Retry-After") == ("7" if kind.status in {429, 503} else None)
+    assert with_pause.get("Retry-After") == ("7" if kind.status in {401, 429, 503} else None)
     assert without.get("Retry-After") == ("1" if kind.status in {429, 503} else None)
     assert ("WWW-Authenticate" in without) is (kind.status == 401)
 
