@@ -34,6 +34,7 @@ from secure_llm_proxy.identity import (
     Kid,
     LeakedKeys,
     SecondFactors,
+    SessionCallers,
     Sessions,
     SignIn,
     announce_revocation,
@@ -130,18 +131,6 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         raise OperatorError("ENCRYPTION_KEY is missing; make one with: openssl rand -hex 32")
     metrics = Metrics()
     database = Database(settings.database)
-    identity = Identity(settings.identity, database, derive_key(secret_key, "slp/key-pepper"), clock)
-
-    def forget_everywhere(kid: Kid) -> None:
-        identity.forget(kid)
-        if settings.redis.url is not None:
-            gevent.spawn(announce_revocation, settings.redis, kid)
-
-    keys = ApiKeys(settings.identity, clock, pepper=derive_key(secret_key, "slp/key-pepper"))
-    rules = RulesInForce()
-    admission = Admission(settings.admission, rules, clock)
-    address_rules = AddressRules(settings.admission, clock)
-    rule_reader = RuleReader(database, address_rules, rules, clock)
     accounts = Accounts(
         settings.identity,
         clock,
@@ -155,6 +144,24 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         pepper=derive_key(secret_key, "slp/recovery-pepper"),
     )
     sessions = Sessions(settings.identity, clock, pepper=derive_key(secret_key, "slp/session-pepper"))
+    identity = Identity(
+        settings.identity,
+        database,
+        derive_key(secret_key, "slp/key-pepper"),
+        clock,
+        SessionCallers(settings.identity, sessions, database, clock),
+    )
+
+    def forget_everywhere(kid: Kid) -> None:
+        identity.forget(kid)
+        if settings.redis.url is not None:
+            gevent.spawn(announce_revocation, settings.redis, kid)
+
+    keys = ApiKeys(settings.identity, clock, pepper=derive_key(secret_key, "slp/key-pepper"))
+    rules = RulesInForce()
+    admission = Admission(settings.admission, rules, clock)
+    address_rules = AddressRules(settings.admission, clock)
+    rule_reader = RuleReader(database, address_rules, rules, clock)
     sign_in = SignIn(
         settings.identity,
         clock,

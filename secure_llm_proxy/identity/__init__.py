@@ -45,6 +45,7 @@ from secure_llm_proxy.identity.passwords import PasswordHash
 from secure_llm_proxy.identity.permissions import ROLE_PERMISSIONS, Permission, may, may_act_on
 from secure_llm_proxy.identity.revocations import announce_revocation, listen_for_revocations
 from secure_llm_proxy.identity.second_factors import Enrolment, SecondFactors, SecondFactorState, qr_svg, qr_text
+from secure_llm_proxy.identity.session_callers import SessionCallers
 from secure_llm_proxy.identity.sessions import CleanUp, LiveSession, OpenedSession, Sessions
 from secure_llm_proxy.identity.sign_in import EnrolmentWanted, SecondFactorWanted, SignedIn, SignIn
 
@@ -89,6 +90,7 @@ __all__ = [
     "SecondFactorState",
     "SecondFactorWanted",
     "SecondFactors",
+    "SessionCallers",
     "Sessions",
     "SignIn",
     "SignedIn",

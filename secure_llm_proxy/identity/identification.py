@@ -29,6 +29,8 @@ from secure_llm_proxy.identity.api_keys import KEY_LENGTH, Kid, digest_of, is_ki
 from secure_llm_proxy.identity.key_register import LAST_USES_AT_ONCE, FoundKey, KeyRegister
 from secure_llm_proxy.identity.kill_switches import EVERYTHING, is_announced_subject
 from secure_llm_proxy.identity.names import Role
+from secure_llm_proxy.identity.session_callers import SessionCallers
+from secure_llm_proxy.identity.sessions import SESSION_PREFIX
 from secure_llm_proxy.identity.verified_keys import KeyRecord, KnownKey, RefusedKeys, VerifiedKeys, known_key
 from secure_llm_proxy.settings import IdentitySettings
 from secure_llm_proxy.vocabulary.caller import ANONYMOUS_KEY_ID, KIND_SESSION, SCOPE_CHAT, SCOPE_MODELS, Caller
@@ -75,15 +77,24 @@ _HEARING_INTERVAL_S = 1.0
 
 
 class Identity:
-    """Identifies callers by API key. One per worker; greenlets share it.
+    """Identifies callers by API key, or by a session's token. One per worker; greenlets share it.
 
     What the database said of a key is believed while changes were asked for `cache_s` ago at most; while the database is
     away, `cache_stale_s`. Nobody asks without a request. With a key that was looked up, others are read along page by page
     until all are remembered or the memory is full.
     """
 
-    def __init__(self, settings: IdentitySettings, database: Database, pepper: bytes, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: IdentitySettings,
+        database: Database,
+        pepper: bytes,
+        clock: Clock,
+        session_callers: SessionCallers | None = None,
+    ) -> None:
+        """Without `session_callers` a session's token is no good."""
         self._settings = settings
+        self._session_callers = session_callers
         self._register = KeyRegister(database)
         self._pepper = pepper
         self._clock = clock
@@ -107,7 +118,7 @@ class Identity:
         self._last_used: dict[Kid, datetime] = {}
 
     def identify(self, credentials: tuple[str, ...]) -> Caller:
-        """The caller that the one key in `credentials` stands for.
+        """The caller that the one key, or session token, in `credentials` stands for.
 
         Raises `AuthenticationFailed` (its text begins "Incorrect API key provided", which some SDK users read, and
         never repeats the key), `PermissionDenied` when the key is good and its holder or project is stopped, or, when the
@@ -126,6 +137,8 @@ class Identity:
         ):
             if not credential:
                 return self._without_key()
+            if credential.startswith(SESSION_PREFIX) and self._session_callers is not None:
+                return self._session_callers.identify(credential)
             known = self._recognise(credential)
         now = self._clock.now()
         if known.refusal is not None or known.expires_at <= now:

@@ -115,7 +115,8 @@ class Sessions:
         agent: str,
         second_factor_at: datetime | None,
     ) -> OpenedSession:
-        """A new session. Of more than 20 of one user those that were unused for longest end."""
+        """A new session. Of more than 20 of one user and state those that were unused for longest end."""
+        _hold_user(session, user_id)
         now = self._clock.now()
         secret = SESSION_PREFIX + random_base62(_SECRET_LENGTH)
         row = SessionRow(
@@ -147,7 +148,7 @@ class Sessions:
         return _live(row) if row is not None and self._is_good(row, self._clock.now()) else None
 
     def still(self, session: Session, live: LiveSession) -> LiveSession:
-        """The session as it is now, held until the transaction ends.
+        """The session as it is now. It can't end before the transaction does.
 
         Raises `AuthenticationFailed(session_invalid)` when it ended, or its secret changed, since it was found.
         """
@@ -263,6 +264,10 @@ class Sessions:
             len(session.execute(devices.returning(KnownDeviceRow.id), execution_options=unsynchronised).all()),
         )
 
+    def is_secret(self, text: str) -> bool:
+        """Whether it has the form of a session's secret. Says nothing about its validity."""
+        return _FORM.fullmatch(text) is not None
+
     def digest_of(self, secret: str) -> bytes:
         """What is stored instead of a session's secret: HMAC-SHA256 of all of it under the pepper."""
         return hmac.digest(self._pepper, secret.encode(), "sha256")
@@ -301,7 +306,11 @@ class Sessions:
 
 
 def end_sessions_of(session: Session, user_id: str, reason: str, now: datetime, except_id: str | None = None) -> int:
-    """As `Sessions.end_all`, for whatever changes a user: it belongs into the changing transaction itself."""
+    """As `Sessions.end_all`, for whatever changes a user: it belongs into the changing transaction itself.
+
+    The user's row is held by it, so that no session is opened at the same moment by what was true before.
+    """
+    _hold_user(session, user_id)
     wanted = update(SessionRow).where(SessionRow.user_id == user_id, SessionRow.ended_at.is_(None))
     if except_id is not None:
         wanted = wanted.where(SessionRow.id != except_id)
@@ -311,6 +320,11 @@ def end_sessions_of(session: Session, user_id: str, reason: str, now: datetime, 
         .execution_options(synchronize_session=False)
     ).all()
     return len(ended)
+
+
+def _hold_user(session: Session, user_id: str) -> None:
+    """Whoever changes a user, and ends the sessions for it, waits: else a session that is just being opened would be missed."""
+    session.execute(select(UserRow.id).where(UserRow.id == user_id).with_for_update(key_share=True))
 
 
 def session_invalid() -> AuthenticationFailed:

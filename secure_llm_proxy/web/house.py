@@ -31,7 +31,7 @@ class WebHouse:
 
     Worked out once: `known_address_of` is `address_of` with a memory (3 µs less a request); `headers` are those that every
     answer carries alike, `lacking` is filled by `Arrival`; `key_variables` are the names in a WSGI environ under which a
-    bare API key may stand.
+    bare API key or session token may stand.
     """
 
     house: House
@@ -47,7 +47,7 @@ class WebHouse:
     key_variables: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = dict.fromkeys((self.settings.identity.api_key_header.lower(), "x-api-key"))
+        names = dict.fromkeys((self.settings.identity.api_key_header.lower(), "x-api-key", "x-session-token"))
         variables = tuple("HTTP_" + name.upper().replace("-", "_") for name in names)
         object.__setattr__(self, "known_address_of", lru_cache(maxsize=_ADDRESSES_KEPT)(self.address_of))
         object.__setattr__(self, "headers", fixed_headers(production=self.settings.is_production))

@@ -30,7 +30,7 @@ from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.headers import safe_id
 from secure_llm_proxy.web.presence import Presence
 
-_KEY_IN_TEXT = re.compile(r"slp_(?:live|test|adm)_")
+_KEY_IN_TEXT = re.compile(r"slp_(?:live|test|adm|sess|setup|dev)_")
 _PERSON_MAX = 256
 _LENGTH_DIGITS_MAX = 15
 _CHUNK = 64 * 1024
