@@ -176,7 +176,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "login_troubles",
-        sa.Column("subject", sa.String(64), nullable=False, comment="HMAC-SHA256 of what is counted, hex"),
+        sa.Column("subject", sa.String(64), nullable=False, comment="half an HMAC-SHA256 of the account and half of what is counted, hex"),
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("last_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("refused_until", sa.DateTime(timezone=True)),

@@ -21,6 +21,16 @@ COMMANDS = {
         "Networks that are blocked or allowed beside BLOCKED_IPS and ALLOWED_IPS, without a restart.",
     ),
     "audit": ("audit", "audit", "The sealed audit log."),
+    "change-password": (
+        "users",
+        "change_password",
+        "Change a password by showing the old one. Every session of the user ends. reset-password does without the old one.",
+    ),
+    "cleanup-sessions": (
+        "sessions",
+        "cleanup_sessions",
+        "Delete what nothing needs any more: sessions and one-time tokens a day after their end, old failures, old devices.",
+    ),
     "check-leaks": (
         "keys",
         "check_leaks",
@@ -52,6 +62,16 @@ COMMANDS = {
         "doctor",
         "Look at everything this product stands on, and tell what to do about what is wrong. Exit 1 when something is.",
     ),
+    "end-session": (
+        "sessions",
+        "end_session",
+        "End the session ID (ses_…), or all sessions of a user. They are refused everywhere within seconds.",
+    ),
+    "enroll-mfa": (
+        "second_factors",
+        "enroll_mfa",
+        "Set up a user's second factor here: a QR code for an authenticator app, then recovery codes, shown once.",
+    ),
     "kill": (
         "kill",
         "kill",
@@ -59,8 +79,17 @@ COMMANDS = {
     ),
     "kill-switches": ("kill", "kill_switches", "List who is stopped by a kill switch."),
     "list-api-keys": ("keys", "list_api_keys", "List API keys: their public parts, never the keys."),
+    "list-sessions": (
+        "sessions",
+        "list_sessions",
+        "List who has signed in: from where, since when, until when.",
+    ),
     "list-users": ("users", "list_users", "List every user."),
-    "lock-user": ("users", "lock_user", "Lock a user: every key of the account is refused until unlock-user."),
+    "lock-user": (
+        "users",
+        "lock_user",
+        "Lock a user: every key of the account is refused until unlock-user, and every session has ended.",
+    ),
     "organisations": ("projects", "organisations", "Organisations: who owns projects and users."),
     "projects": ("projects", "projects", "Projects: what keys are made for, and who may have keys in them."),
     "quarantine-api-key": (
@@ -72,6 +101,11 @@ COMMANDS = {
         "keys",
         "release_api_key",
         "Let the quarantined API key KEY work again. One that has leaked is to be rotated or revoked instead.",
+    ),
+    "reset-mfa": (
+        "second_factors",
+        "reset_mfa",
+        "Remove a user's second factor and recovery codes, and end every session. Only this command can do so for others.",
     ),
     "reset-password": (
         "users",
@@ -106,7 +140,11 @@ COMMANDS = {
         "Tell whether the server answers, what it stands on, and which settings are relaxed.",
     ),
     "unkill": ("kill", "unkill", "Let SUBJECT go again: what another kill switch still stops stays stopped."),
-    "unlock-user": ("users", "unlock_user", "Unlock a user: the keys of the account work again."),
+    "unlock-user": (
+        "users",
+        "unlock_user",
+        "Unlock a user: the keys of the account work again, and failed sign-ins are forgotten.",
+    ),
     "update-api-key": (
         "keys",
         "update_api_key",

@@ -19,6 +19,7 @@ from secure_llm_proxy.cli.output import (
     warn,
     yes_option,
 )
+from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.foundation.identifiers import new_user_id
 from secure_llm_proxy.identity import (
     DEFAULT_ORGANISATION_ID,
@@ -74,6 +75,12 @@ def create_admin(
 @_email_option
 @click.option("--role", default="member", show_default=True, help=f"One of: {', '.join(Role)}; user, readonly.")
 @_organisation_option
+@click.option(
+    "--mfa/--no-mfa",
+    "mfa",
+    default=None,
+    help="Whether the user must have a second factor; by default as MFA_REQUIRED asks of the role.",
+)
 @_set_password_option
 @_password_stdin_option
 @_password_option
@@ -87,13 +94,17 @@ def create_user(
     organisation: str | None,
     password: str | None,
     *,
+    mfa: bool | None,
     set_password: bool,
     password_stdin: bool,
     as_json: bool,
 ) -> None:
     """Make a user: ready with a password, else with a one-time setup token that is printed once."""
+    named = role_named(role)
+    if mfa is False and context.accounts.owes_second_factor(named, mfa_required=False):
+        raise OperatorError(f"--no-mfa can't be: MFA_REQUIRED asks every {named} for a second factor.")
     chosen = _password_from(password, password_stdin=password_stdin, set_password=set_password)
-    _create(context, username, email, role_named(role), organisation, chosen, as_json=as_json)
+    _create(context, username, email, named, organisation, chosen, mfa_required=mfa is True, as_json=as_json)
 
 
 @click.command("list-users")
@@ -212,29 +223,34 @@ def disable_user(context: CommandContext, username: str, *, yes: bool, as_json: 
 @click.command("lock-user")
 @_username_option
 @yes_option
+@json_option
 @pass_context
-def lock_user(context: CommandContext, username: str, *, yes: bool) -> None:
-    """Lock a user: every key of the account is refused until unlock-user."""
+def lock_user(context: CommandContext, username: str, *, yes: bool, as_json: bool) -> None:
+    """Lock a user: every key of the account is refused until unlock-user, and every session has ended."""
     user = _find(context, username)
-    confirm(f"Lock {user.username} and refuse all keys of the account?", yes=yes)
-    context.change(
+    confirm(f"Lock {user.username}, refuse all keys of the account and end its sessions?", yes=yes)
+    locked = context.change(
         "user.lock", user.id, {}, _named(user), lambda session: context.accounts.lock_user(session, username)
     )
     _announce(context, username)
-    click.echo(f"{user.username} is locked.")
+    _show_status(locked, as_json=as_json)
 
 
 @click.command("unlock-user")
 @_username_option
+@json_option
 @pass_context
-def unlock_user(context: CommandContext, username: str) -> None:
-    """Unlock a user: the keys of the account work again."""
+def unlock_user(context: CommandContext, username: str, *, as_json: bool) -> None:
+    """Unlock a user: the keys of the account work again, and failed sign-ins are forgotten."""
     user = _find(context, username)
-    context.change(
-        "user.unlock", user.id, {}, _named(user), lambda session: context.accounts.unlock_user(session, username)
-    )
+
+    def unlock(session: Session) -> User:
+        context.sign_in.forget_troubles(session, user)
+        return context.accounts.unlock_user(session, username)
+
+    unlocked = context.change("user.unlock", user.id, {}, _named(user), unlock)
     _announce(context, username)
-    click.echo(f"{user.username} is active.")
+    _show_status(unlocked, as_json=as_json)
 
 
 @click.command("reset-password")
@@ -266,9 +282,32 @@ def reset_password(
         )
         _show_user(token.user, token, as_json=as_json)
         return
-    hashed = context.accounts.hash_password(chosen, username=user.username, email=user.email)
+    hashed = _hashed(context, user, chosen)
     user = _set_password(context, user, hashed)
     _show_user(user, None, as_json=as_json)
+
+
+@click.command("change-password")
+@_username_option
+@click.option(
+    "--password-stdin", is_flag=True, help="Read both passwords from standard input: the old one, then the new one."
+)
+@json_option
+@pass_context
+def change_password(context: CommandContext, username: str, *, password_stdin: bool, as_json: bool) -> None:
+    """Change a password by showing the old one. Every session of the user ends. reset-password does without the old one."""
+    user = _find(context, username)
+    stdin = SecretInput()
+    old = stdin.read("old password") if password_stdin else click.prompt("Present password", hide_input=True, err=True)
+    new = stdin.read("new password") if password_stdin else ask_new_password()
+    changed = context.recorded(
+        "user.password_set",
+        user.id,
+        {"with": "old password"},
+        _named(user),
+        lambda: context.sign_in.replace_password(user, old, new),
+    )
+    _show_user(changed, None, as_json=as_json)
 
 
 @click.command("setup-password")
@@ -290,9 +329,7 @@ def setup_password(
     given = token
     user = context.database.run(lambda session: context.accounts.token_holder(session, given))
     chosen = _password_from(password, password_stdin=password_stdin, set_password=False, stdin=stdin)
-    hashed = context.accounts.hash_password(
-        ask_new_password() if chosen is None else chosen, username=user.username, email=user.email
-    )
+    hashed = _hashed(context, user, ask_new_password() if chosen is None else chosen)
     context.change(
         "user.password_set",
         user.id,
@@ -312,6 +349,7 @@ COMMANDS = (
     unlock_user,
     disable_user,
     reset_password,
+    change_password,
     setup_password,
 )
 
@@ -324,11 +362,15 @@ def _create(
     organisation: str | None,
     password: str | None,
     *,
+    mfa_required: bool = False,
     as_json: bool,
 ) -> None:
     accounts, user_id = context.accounts, new_user_id()
-    hashed = None if password is None else accounts.hash_password(password, username=username, email=email)
-    clear: dict[str, ClearValue] = {"role": role, "password": hashed is not None}
+    owed = accounts.owes_second_factor(role, mfa_required=mfa_required)
+    hashed = None
+    if password is not None:
+        hashed = accounts.hash_password(password, username=username, email=email, with_second_factor=owed)
+    clear: dict[str, ClearValue] = {"role": role, "password": hashed is not None, "mfa_required": mfa_required}
     body = {"username": username, "email": email, "organisation": organisation}
 
     def apply(session: Session) -> tuple[User, OneTimeToken | None]:
@@ -340,11 +382,28 @@ def _create(
             password=hashed,
             user_id=user_id,
             organisation=organisation or DEFAULT_ORGANISATION_ID,
+            mfa_required=mfa_required,
         )
         return user, None if hashed is not None else accounts.start_setup(session, username)
 
     user, token = context.change("user.create", user_id, clear, body, apply)
     _show_user(user, token, as_json=as_json)
+
+
+def _hashed(context: CommandContext, user: User, password: str) -> PasswordHash:
+    """Judged by whether the user signs in with the password alone."""
+    owed = context.accounts.owes_second_factor(user.role, mfa_required=user.mfa_required)
+    enrolled = context.database.run(lambda session: context.second_factors.state(session, user.id).enrolled)
+    return context.accounts.hash_password(
+        password, username=user.username, email=user.email, with_second_factor=owed or enrolled
+    )
+
+
+def _show_status(user: User, *, as_json: bool) -> None:
+    if as_json:
+        show_json(asdict(user))
+    else:
+        click.echo(f"{user.username} is {user.status}.")
 
 
 def _set_password(context: CommandContext, user: User, hashed: PasswordHash) -> User:

@@ -34,7 +34,6 @@ from secure_llm_proxy.identity.organisations import checked_page
 from secure_llm_proxy.identity.passwords import PasswordCheck, PasswordHash, PasswordRules, PasswordVault
 from secure_llm_proxy.identity.rows import (
     advance,
-    end_sessions,
     held_keys,
     held_owners,
     organisation_row,
@@ -263,7 +262,7 @@ class Accounts:
                 )
             _leave_projects(session, row.id)
         if (role, organisation_id) != (row.role, row.organisation_id):
-            end_sessions(session, row.id, "privileges changed", now)
+            end_sessions_of(session, row.id, "privileges_changed", now)
         row.email, row.role, row.organisation_id = email, role, organisation_id
         with session.no_autoflush:
             revoked = revoke_rows([key for key in keys if _is_lost(session, row, key)], now)
@@ -272,7 +271,7 @@ class Accounts:
         return ChangedUser(_user(row), revoked)
 
     def lock_user(self, session: Session, username: str, *, version: int | None = None) -> User:
-        """The user's keys are refused from now on; nothing else of the account changes. Locking twice is no error."""
+        """The user's keys are refused from now on, and every session has ended. Locking twice is no error."""
         return self._change_status(session, username, UserStatus.LOCKED, version)
 
     def unlock_user(self, session: Session, username: str, *, version: int | None = None) -> User:
@@ -292,7 +291,7 @@ class Accounts:
         now = self._clock.now()
         keys = held_keys(session, ApiKeyRow.user_id == row.id, ApiKeyRow.revoked_at.is_(None))
         _leave_projects(session, row.id)
-        end_sessions(session, row.id, "account disabled", now)
+        end_sessions_of(session, row.id, UserStatus.DISABLED, now)
         self._void_tokens(session, row, now)
         row.status = UserStatus.DISABLED
         advance(row, now)

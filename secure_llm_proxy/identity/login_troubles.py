@@ -24,6 +24,7 @@ from secure_llm_proxy.settings import IdentitySettings
 ACCOUNT_FAILURES_MAX = 100
 SECOND_FACTOR_TRIES, SECOND_FACTOR_WINDOW_S = 5, 300
 _COUNTED_MAX = 1_000_000
+_HALF = 32
 _PLACE_BITS = {4: 24, 6: 56}
 
 
@@ -47,7 +48,7 @@ class LoginTroubles:
         """One more try for the account of that normalised name from `place`: a network, or a device that is known."""
         return self._try(
             session,
-            self._subject("place", place, name),
+            self._subject(name, "place", place),
             tries=self._settings.login_attempts_max,
             wait_s=self._settings.lockout_s,
         )
@@ -55,7 +56,7 @@ class LoginTroubles:
     def try_account(self, session: Session, name: str) -> bool:
         """One more try for the account, from wherever; False from 100 failures in a row on."""
         tried = insert_into(session, LoginTroubleRow).values(
-            subject=self._subject("account", "", name), failures=1, last_at=self._clock.now(), refused_until=None
+            subject=self._subject(name, "account"), failures=1, last_at=self._clock.now(), refused_until=None
         )
         failures = session.execute(
             tried.on_conflict_do_update(
@@ -71,25 +72,33 @@ class LoginTroubles:
         ).scalar_one()
         return failures <= ACCOUNT_FAILURES_MAX
 
-    def try_second_factor(self, session: Session, user_id: str) -> Trial:
+    def try_second_factor(self, session: Session, name: str) -> Trial:
         """One more code: five of them within five minutes, then five minutes without."""
         return self._try(
             session,
-            self._subject("second factor", "", user_id),
+            self._subject(name, "second factor"),
             tries=SECOND_FACTOR_TRIES,
             wait_s=SECOND_FACTOR_WINDOW_S,
         )
 
     def forget_place(self, session: Session, name: str, place: str) -> None:
         """Nothing failed there."""
-        self._forget(session, self._subject("place", place, name))
+        self._forget(session, self._subject(name, "place", place))
 
-    def forget_second_factor(self, session: Session, user_id: str) -> None:
-        self._forget(session, self._subject("second factor", "", user_id))
+    def forget_second_factor(self, session: Session, name: str) -> None:
+        self._forget(session, self._subject(name, "second factor"))
 
     def forget_account(self, session: Session, name: str) -> None:
         """Of the account as a whole nothing failed. Places keep their own count."""
-        self._forget(session, self._subject("account", "", name))
+        self._forget(session, self._subject(name, "account"))
+
+    def forget_everything(self, session: Session, name: str) -> None:
+        """Nothing counts against the account any more, wherever it was tried from."""
+        session.execute(
+            delete(LoginTroubleRow)
+            .where(LoginTroubleRow.subject.startswith(self._half(f"account\0{name}")))
+            .execution_options(synchronize_session=False)
+        )
 
     def _try(self, session: Session, subject: str, *, tries: int, wait_s: int) -> Trial:
         """Of those that come at once `tries` are allowed, then none until `wait_s` have passed; a pause that long begins anew."""
@@ -120,10 +129,13 @@ class LoginTroubles:
             .execution_options(synchronize_session=False)
         )
 
-    def _subject(self, kind: str, where: str, who: str) -> str:
-        # Who comes last: a name may hold any character, the others none that could stand for the separator.
-        text = f"{kind}\0{where}\0{who}".encode("utf-8", "surrogatepass")
-        return hmac.digest(self._pepper, text, "sha256").hex()
+    def _subject(self, name: str, kind: str, where: str = "") -> str:
+        """128 bits for the account, by which an operator can clear all of it, and 128 for what is counted of it."""
+        # The name comes last: it may hold any character, the others none that could stand for the separator.
+        return self._half(f"account\0{name}") + self._half(f"{kind}\0{where}\0{name}")
+
+    def _half(self, text: str) -> str:
+        return hmac.digest(self._pepper, text.encode("utf-8", "surrogatepass"), "sha256").hex()[:_HALF]
 
 
 def place_of(address: str) -> str:

@@ -213,7 +213,9 @@ class LoginTroubleRow(Model):
 
     __tablename__ = "login_troubles"
 
-    subject: Mapped[str] = mapped_column(String(64), primary_key=True, comment="HMAC-SHA256 of what is counted, hex")
+    subject: Mapped[str] = mapped_column(
+        String(64), primary_key=True, comment="half an HMAC-SHA256 of the account and half of what is counted, hex"
+    )
     failures: Mapped[int]
     last_at: Mapped[Timestamp] = mapped_column(index=True)
     refused_until: Mapped[Timestamp | None]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Select, select, update
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session, joinedload
 
 from secure_llm_proxy.foundation.errors import ConflictError, NotFoundError, OperatorError, StaleError
@@ -20,7 +20,6 @@ from secure_llm_proxy.identity.models import (
     OrganisationRow,
     ProjectMemberRow,
     ProjectRow,
-    SessionRow,
     UserRow,
 )
 from secure_llm_proxy.identity.names import Role, is_user_id, normalised_name, normalised_username, shown
@@ -140,15 +139,6 @@ def revoke_rows(rows: Iterable[ApiKeyRow], now: datetime) -> tuple[Kid, ...]:
             advance(row, now)
             revoked.append(Kid(row.kid))
     return tuple(revoked)
-
-
-def end_sessions(session: Session, user_id: str, reason: str, now: datetime) -> None:
-    """Whoever is logged in as that user is so no longer."""
-    session.execute(
-        update(SessionRow)
-        .where(SessionRow.user_id == user_id, SessionRow.ended_at.is_(None))
-        .values(ended_at=now, end_reason=reason)
-    )
 
 
 def is_member(session: Session, project_id: str, user_id: str) -> bool:

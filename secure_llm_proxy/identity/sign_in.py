@@ -134,7 +134,7 @@ class SignIn:
         user, known = credentials.user, stored
         code, by_recovery = (recovery_code, True) if mfa_code is None else (mfa_code, False)
         if code is not None:
-            wanted = self._database.run(lambda session: self._try_if_enrolled(session, user.id))
+            wanted = self._database.run(lambda session: self._try_if_enrolled(session, user.id, attempt.name))
             if wanted is not None and not wanted.allowed:
                 self._second_factors.check_in_vain(code)
                 raise _login_failed("too many second factors", wanted.wait_s)
@@ -179,7 +179,7 @@ class SignIn:
             live = self._sessions.find(session, pending_secret)
             if live is None or live.state != "pending":
                 return None, None
-            return live, self._troubles.try_second_factor(session, live.user_id)
+            return live, self._troubles.try_second_factor(session, normalised_username(live.username))
 
         live, trial = self._database.run(count)
         if live is None or trial is None:
@@ -222,7 +222,9 @@ class SignIn:
 
         Returns it and the recovery codes, shown once. Raises as `second_factor` does.
         """
-        trial = self._database.run(lambda session: self._troubles.try_second_factor(session, live.user_id))
+        trial = self._database.run(
+            lambda session: self._troubles.try_second_factor(session, normalised_username(live.username))
+        )
         if not trial.allowed:
             self._second_factors.check_in_vain(code)
             raise _login_failed("too many second factors", trial.wait_s)
@@ -252,7 +254,9 @@ class SignIn:
 
         Recovery codes do not serve. Raises `PermissionDenied(second_factor_missing)` when the user has none.
         """
-        trial = self._database.run(lambda session: self._try_if_enrolled(session, live.user_id))
+        trial = self._database.run(
+            lambda session: self._try_if_enrolled(session, live.user_id, normalised_username(live.username))
+        )
         if trial is None:
             raise PermissionDenied(
                 "The account has no second factor; set one up first.", code=ErrorCode.SECOND_FACTOR_MISSING
@@ -264,7 +268,7 @@ class SignIn:
         def finish(session: Session) -> OpenedSession:
             current = self._active(session, live)
             self._show(session, live.user_id, mfa_code, by_recovery=False, wait_s=trial.wait_s)
-            self._troubles.forget_second_factor(session, live.user_id)
+            self._troubles.forget_second_factor(session, normalised_username(live.username))
             return self._sessions.rotate(session, current, second_factor_at=self._clock.now())
 
         return self._database.run(finish)
@@ -310,6 +314,29 @@ class SignIn:
 
         return self._database.run(change)
 
+    def replace_password(self, user: User, old: str, new: str) -> User:
+        """As `change_password`, for the host's shell, where there is no session and nothing is counted.
+
+        Raises `OperatorError` with what is wrong.
+        """
+
+        def look(session: Session) -> tuple[Credentials | None, bool]:
+            found = self._accounts.credentials_of(session, normalised_username(user.username))
+            return found, self._second_factors.state(session, user.id).enrolled
+
+        found, enrolled = self._database.run(look)
+        before = None if found is None else found.password_hash
+        if self._accounts.check_password(before, old) is PasswordCheck.WRONG or before is None:
+            raise OperatorError(f"That is not the password of {user.username}; nothing was changed.")
+        owed = enrolled or self._accounts.owes_second_factor(user.role, mfa_required=user.mfa_required)
+        hashed = self._accounts.hash_password(new, username=user.username, email=user.email, with_second_factor=owed)
+        changed = self._database.run(lambda session: self._accounts.change_password(session, user.id, before, hashed))
+        if changed is None:
+            raise OperatorError(
+                f"{user.username} is not active, or the password was changed meanwhile; nothing was changed."
+            )
+        return changed
+
     def set_up(self, token: str, password: str) -> User:
         """The password is set and the one-time token used up. Nobody is signed in by it: that takes the second factor too.
 
@@ -341,8 +368,7 @@ class SignIn:
 
     def forget_troubles(self, session: Session, user: User) -> None:
         """An operator unlocked the account: nothing counts against it any more, wherever it was tried from."""
-        self._troubles.forget_account(session, normalised_username(user.username))
-        self._troubles.forget_second_factor(session, user.id)
+        self._troubles.forget_everything(session, normalised_username(user.username))
 
     def _count(self, session: Session, name: str, place: str, device: str | None, *, known: bool = False) -> _Attempt:
         """Count a try before it is judged. `known`: it comes from a session, so the account's slower lock is not asked."""
@@ -360,10 +386,10 @@ class SignIn:
             refusal, wait_s = "too many failures of this account", self._settings.lockout_s
         return _Attempt(name, credentials, counted_at, wait_s, refusal)
 
-    def _try_if_enrolled(self, session: Session, user_id: str) -> Trial | None:
+    def _try_if_enrolled(self, session: Session, user_id: str, name: str) -> Trial | None:
         if not self._second_factors.state(session, user_id).enrolled:
             return None
-        return self._troubles.try_second_factor(session, user_id)
+        return self._troubles.try_second_factor(session, name)
 
     def _same(self, session: Session, name: str, stored: PasswordHash) -> None:
         """The user may still sign in with the password that was judged. Held until the transaction ends."""
@@ -416,8 +442,9 @@ class SignIn:
     ) -> SignedIn:
         """Nothing counts against the account any more, and where it was opened from is known."""
         live = opened.session
-        self._troubles.forget_account(session, normalised_username(live.username))
-        self._troubles.forget_second_factor(session, live.user_id)
+        name = normalised_username(live.username)
+        self._troubles.forget_account(session, name)
+        self._troubles.forget_second_factor(session, name)
         new_device = self._devices.remember(session, live.user_id, device, place_of(live.address))
         return SignedIn(live, opened.secret, new_device, recovery_codes_left)
 
