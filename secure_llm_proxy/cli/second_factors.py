@@ -65,6 +65,7 @@ def reset_mfa(context: CommandContext, username: str, *, yes: bool, as_json: boo
         return removed
 
     removed = context.change("user.mfa_reset", user.id, {"enrolled": state.enrolled}, _named(user), remove)
+    context.announce_revocation(user.id)
     if as_json:
         show_json({"username": user.username, "removed": removed})
         return

@@ -92,19 +92,22 @@ def _end_one(context: CommandContext, session_id: str, *, yes: bool) -> int:
         {"username": live.username},
         lambda session: context.sessions.end(session, live.id, "operator"),
     )
+    context.announce_revocation(live.id)
     return int(ended)
 
 
 def _end_all(context: CommandContext, username: str, *, yes: bool) -> int:
     user = context.database.run(lambda session: context.accounts.find_user(session, username))
     confirm(f"End every session of {user.username}?", yes=yes)
-    return context.change(
+    ended = context.change(
         "session.end_all",
         user.id,
         {},
         {"username": user.username},
         lambda session: context.sessions.end_all(session, user.id, "operator"),
     )
+    context.announce_revocation(user.id)
+    return ended
 
 
 def _told(live: LiveSession) -> dict[str, object]:

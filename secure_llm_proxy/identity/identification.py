@@ -27,7 +27,7 @@ from secure_llm_proxy.foundation.errors import (
 from secure_llm_proxy.identity.accounts import UserStatus
 from secure_llm_proxy.identity.api_keys import KEY_LENGTH, Kid, digest_of, is_kid, kid_of
 from secure_llm_proxy.identity.key_register import LAST_USES_AT_ONCE, FoundKey, KeyRegister
-from secure_llm_proxy.identity.kill_switches import EVERYTHING, is_announced_subject
+from secure_llm_proxy.identity.kill_switches import EVERYTHING, STOPPED, is_announced_subject
 from secure_llm_proxy.identity.names import Role
 from secure_llm_proxy.identity.session_callers import SessionCallers
 from secure_llm_proxy.identity.sessions import SESSION_PREFIX
@@ -67,7 +67,7 @@ _REASONS = {
     ErrorCode.ACCOUNT_LOCKED: "the account it belongs to is locked",
 }
 _FORBIDDEN = {
-    ErrorCode.KILLED: "Requests like this one have been stopped by an operator.",
+    ErrorCode.KILLED: STOPPED,
     ErrorCode.PROJECT_INACTIVE: "The project of this API key is not active.",
 }
 # Told also of a key that has expired besides.
@@ -158,6 +158,8 @@ class Identity:
             self._known.drop(subject)
         elif is_announced_subject(subject):
             self._ask_at_s = float("-inf")
+            if self._session_callers is not None:
+                self._session_callers.forget()
         else:
             return
         self._forgotten += 1

@@ -22,6 +22,7 @@ from secure_llm_proxy.identity.models import ApiKeyRow, KillSwitchRow, Organisat
 from secure_llm_proxy.identity.names import normalised_username, shown
 
 EVERYTHING = "everything"
+STOPPED = "Requests like this one have been stopped by an operator."
 _ID_FORM = re.compile(r"(?:key|usr|prj|org|ses)_[0-9A-Z]{26}", re.ASCII)
 _REASON_LENGTH_MAX = 200
 _BY_LENGTH_MAX = 100

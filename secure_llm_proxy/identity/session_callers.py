@@ -23,16 +23,16 @@ from secure_llm_proxy.foundation.errors import (
     ProxyError,
     Unavailable,
 )
+from secure_llm_proxy.identity.kill_switches import EVERYTHING, STOPPED
 from secure_llm_proxy.identity.models import KillSwitchRow
 from secure_llm_proxy.identity.permissions import Permission, may
 from secure_llm_proxy.identity.sessions import LiveSession, Sessions
 from secure_llm_proxy.settings import IdentitySettings
-from secure_llm_proxy.vocabulary.caller import SCOPE_CHAT, SCOPE_MODELS, Caller
+from secure_llm_proxy.vocabulary.caller import KIND_SESSION, SCOPE_CHAT, SCOPE_MODELS, Caller
 
 _REMEMBERED_MAX = 4096
 # As for keys: a database that doesn't answer at all must not hold requests as long as TCP is patient.
 _LOOKUP_PATIENCE_S = 3.0
-_EVERYTHING = "everything"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,10 @@ class SessionCallers:
             raise _refusal(ErrorCode.SESSION_INVALID)
         raise _refusal(known.answer)
 
+    def forget(self) -> None:
+        """The next request of each asks the database. Called when somebody is killed, locked, or signed out elsewhere."""
+        self._known.clear()
+
     def _look_up(self, secret: str, now_s: float) -> _Known:
         patience = gevent.Timeout(_LOOKUP_PATIENCE_S)
         try:
@@ -102,13 +106,14 @@ class SessionCallers:
         if live is None:
             return None, False
         self._sessions.touch(session, live)
-        stopped = select(KillSwitchRow.subject).where(KillSwitchRow.subject.in_((live.user_id, _EVERYTHING))).limit(1)
+        subjects = (live.user_id, live.organisation_id, EVERYTHING)
+        stopped = select(KillSwitchRow.subject).where(KillSwitchRow.subject.in_(subjects)).limit(1)
         return live, session.scalar(stopped) is not None
 
 
 def _answer(live: LiveSession, *, killed: bool) -> Caller | ErrorCode:
     if killed:
-        return ErrorCode.ACCOUNT_LOCKED
+        return ErrorCode.KILLED
     if live.state != "active":
         return ErrorCode.SECOND_FACTOR_REQUIRED
     if not may(live.role, live.organisation_id, Permission.CHAT):
@@ -119,15 +124,18 @@ def _answer(live: LiveSession, *, killed: bool) -> Caller | ErrorCode:
         role=live.role,
         scopes=frozenset({SCOPE_CHAT, SCOPE_MODELS}),
         expires_at=live.expires_at,
+        organisation_id=live.organisation_id,
+        kind=KIND_SESSION,
     )
 
 
 def _refusal(code: ErrorCode) -> ProxyError:
     if code is ErrorCode.FORBIDDEN:
         return PermissionDenied("Your role may not ask models.", code=code)
+    if code is ErrorCode.KILLED:
+        return PermissionDenied(STOPPED, code=code)
     reasons = {
         ErrorCode.SESSION_INVALID: "the session is not valid (any more); sign in again.",
         ErrorCode.SECOND_FACTOR_REQUIRED: "the session still owes its second factor.",
-        ErrorCode.ACCOUNT_LOCKED: "the account it belongs to is locked.",
     }
     return AuthenticationFailed(f"Incorrect API key provided: {reasons[code]}", code=code)

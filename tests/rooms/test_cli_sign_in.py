@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.secret_values import derive_key
 from secure_llm_proxy.identity import OpenedSession, Sessions
 from secure_llm_proxy.settings import load_settings
-from tests.support.installation import Installation, fresh, installation_in
+from tests.support.installation import Installation, installation_in
 
 PASSPHRASE = "violet tram over nine hedges"
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,11 @@ OTHER_PASSPHRASE = "green ferry under two bridges"
 def host(short_folder: Path) -> Iterator[Installation]:
     with installation_in(short_folder / "cli-sign-in") as installation:
         yield installation
+
+
+def fresh(word: str) -> str:
+    """A name that no other test uses: they share one installation."""
+    return f"{word}{secrets.token_hex(4)}"
 
 
 def open_session(host: Installation, user: dict[str, object]) -> OpenedSession:

@@ -347,7 +347,8 @@ def test_a_sessions_token_stands_for_its_user(room: SignInRoom, role: str) -> No
     caller = worker_of(room).identify((opened.secret,))
 
     assert (caller.user_id, caller.key_id, caller.role) == (user.id, opened.session.id, role)
-    assert (caller.scopes, caller.models) == ({"chat", "models"}, None)
+    assert caller.scopes == {"chat", "models"}
+    assert (caller.models, caller.kind) == (None, "session")
     assert opened.secret not in repr(caller)
 
 
@@ -381,6 +382,17 @@ def test_an_ended_session_is_refused_within_five_seconds(room: SignInRoom) -> No
 
     room.run(lambda session: room.sessions.end(session, opened.session.id, "signed_out"))
     room.clock.advance(5)
+
+    assert refusal_of(worker, opened.secret).code is ErrorCode.SESSION_INVALID
+
+
+def test_an_announcement_makes_a_worker_ask_at_once(room: SignInRoom) -> None:
+    opened = room.open_session(room.make_user())
+    worker = worker_of(room)
+    worker.identify((opened.secret,))
+    room.run(lambda session: room.sessions.end(session, opened.session.id, "signed_out"))
+
+    worker.forget(opened.session.id)
 
     assert refusal_of(worker, opened.secret).code is ErrorCode.SESSION_INVALID
 
@@ -431,7 +443,7 @@ def test_a_kill_switch_stops_sessions_too(room: SignInRoom, *, everything: bool)
         with room.database.engine.begin() as connection:
             connection.execute(text("DELETE FROM kill_switches WHERE subject = :subject"), {"subject": subject})
 
-    assert refusal.code is ErrorCode.ACCOUNT_LOCKED
+    assert (refusal.status, refusal.code) == (403, ErrorCode.KILLED)
 
 
 def test_a_session_and_a_key_together_are_one_credential_too_many(room: SignInRoom) -> None:
