@@ -8,6 +8,7 @@ writer never acknowledges what it did not sync, gives up a segment whose disk fa
 Source: C2SP XAES-256-GCM; RFC 9162 leaf hashes; Vault's fail-closed audit devices; PostgreSQL's lesson about fsync.
 """
 
+from secure_llm_proxy.audit.changes import Change, recorded
 from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLine, SegmentLine
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, read_genesis
 from secure_llm_proxy.audit.journal import SocketJournal
@@ -17,6 +18,7 @@ from secure_llm_proxy.audit.segments import host_directory
 from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, VerificationReport, verify
 
 __all__ = [
+    "Change",
     "EndLine",
     "Finding",
     "Genesis",
@@ -37,6 +39,7 @@ __all__ = [
     "log_lines",
     "open_records",
     "read_genesis",
+    "recorded",
     "running_writer",
     "transient_writer",
     "verify",

@@ -10,14 +10,12 @@ from typing import TypeVar
 import click
 from sqlalchemy.orm import Session
 
-from secure_llm_proxy.audit import SocketJournal, running_writer
+from secure_llm_proxy.audit import Change, SocketJournal, recorded, running_writer
 from secure_llm_proxy.cli.database_schema import require_current_schema
 from secure_llm_proxy.cli.output import warn
-from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
-from secure_llm_proxy.foundation.identifiers import new_record_id, ulid
 from secure_llm_proxy.foundation.secret_values import derive_key
 from secure_llm_proxy.identity import (
     Accounts,
@@ -30,8 +28,7 @@ from secure_llm_proxy.identity import (
 )
 from secure_llm_proxy.settings import AuditSettings, Settings, load_settings
 from secure_llm_proxy.settings.loading import SettingsError, load_audit_writer_settings
-from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
-from secure_llm_proxy.vocabulary.events import AuditType, EventName
+from secure_llm_proxy.vocabulary.audit import ClearValue
 
 T = TypeVar("T")
 
@@ -138,46 +135,25 @@ class CommandContext:
         `clear` stays readable in the log, `body` is sealed; neither may hold a secret. Raises `OperatorError`, and
         applies nothing, when the intent can't be recorded.
         """
-        change_id = "adm_" + ulid()
-        told: dict[str, ClearValue] = {"act": action, "subject": subject, "by": f"host:{getpass.getuser()}", **clear}
+        change = Change(action, subject, f"host:{getpass.getuser()}", clear, body)
         with running_writer(self.audit_settings):
             journal = SocketJournal(self.audit_settings)
             try:
-                journal.record(
-                    AuditEvent(
-                        new_record_id(),
-                        AuditType.ADMIN_INTENT,
-                        change_id,
-                        EventName.ADMIN_CHANGE,
-                        told,
-                        strict_json.dumps(dict(body)),
-                    )
-                )
-                try:
-                    result = apply()
-                except BaseException as error:
-                    self._record_result(journal, change_id, {**told, "ok": False, "why": type(error).__name__})
-                    raise
-                self._record_result(journal, change_id, {**told, "ok": True})
-                return result
+                return recorded(journal, change, apply, _warn_untold)
             except ProxyError as error:
                 raise OperatorError(f"{error.public} ({error.detail or error.code})") from error
             finally:
                 journal.close()
 
-    def _record_result(self, journal: SocketJournal, change_id: str, clear: dict[str, ClearValue]) -> None:
-        """Only warns when it can't: the intent is on record, and what was made (a key, shown once) must still be told."""
-        event = AuditEvent(new_record_id(), AuditType.ADMIN_RESULT, change_id, EventName.ADMIN_CHANGE, clear, b"{}")
-        try:
-            journal.record(event)
-        except ProxyError as error:
-            done = "was made" if clear["ok"] else "was not made"
-            warn(f"the change {done}, but its result could not be recorded ({error.detail or error.code}).")
-
     def announce_revocation(self, kid: str) -> None:
         """Tell running workers at once; without Redis they learn it within API_KEY_CACHE_S seconds."""
         if self.settings.redis.url is not None:
             announce_revocation(self.settings.redis, kid)
+
+
+def _warn_untold(made: bool, error: ProxyError) -> None:  # noqa: FBT001  the journal's result calls it
+    done = "was made" if made else "was not made"
+    warn(f"the change {done}, but its result could not be recorded ({error.detail or error.code}).")
 
 
 pass_context = click.make_pass_decorator(CommandContext)

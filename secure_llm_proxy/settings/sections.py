@@ -350,6 +350,15 @@ class ThrottlingSettings(Section):
     rate_window_s: int | None = setting(
         "RATE_LIMIT_WINDOW", None, "Seconds of RATE_LIMIT_REQUESTS' window; 60 if unset.", ge=1
     )
+    login_requests_per_minute: int = setting(
+        "LOGIN_RATE_LIMIT_PER_MINUTE",
+        30,
+        "Requests per minute and client address at /auth/login, /auth/mfa and /auth/setup.",
+        ge=1,
+    )
+    management_requests_per_minute: int = setting(
+        "MANAGEMENT_RATE_LIMIT_PER_MINUTE", 600, "Requests per minute and user at the management API and /auth.", ge=1
+    )
     slot_ttl_s: float = setting(
         "IN_FLIGHT_TTL_S", 900.0, "Seconds after which a dead worker's in-flight slot frees itself.", gt=0
     )

@@ -13,6 +13,11 @@ class EventName(StrEnum):
     SECURITY_EVENT = "SECURITY_EVENT"
     RATE_LIMIT_EXCEEDED = "RATE_LIMIT_EXCEEDED"
     AUTHENTICATION_FAILED = "AUTHENTICATION_FAILED"
+    LOGIN = "LOGIN"
+    LOGOUT = "LOGOUT"
+    MFA_CHANGED = "MFA_CHANGED"
+    PASSWORD_CHANGED = "PASSWORD_CHANGED"  # noqa: S105 -- an event, not a password
+    SESSION_ENDED = "SESSION_ENDED"
     BLOCKED_IP = "BLOCKED_IP"
     INVALID_REQUEST = "INVALID_REQUEST"
     ADMIN_CHANGE = "ADMIN_CHANGE"
@@ -30,6 +35,7 @@ class AuditType(StrEnum):
     ADMIN_INTENT = "admin.intent"
     ADMIN_RESULT = "admin.result"
     REVEAL = "audit.reveal"
+    AUTH_EVENT = "auth.event"
 
 
 class EndStatus(StrEnum):
