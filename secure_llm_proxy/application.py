@@ -14,6 +14,7 @@ from secure_llm_proxy.services import Services, build_services
 from secure_llm_proxy.settings import Settings
 from secure_llm_proxy.settings.loading import relaxed_settings
 from secure_llm_proxy.telemetry import configure_logs, render_metrics, start_error_reports
+from secure_llm_proxy.web.admin.mount import ManagementMount
 from secure_llm_proxy.web.chat.views import make_chat_door
 from secure_llm_proxy.web.hooks import install_hooks
 from secure_llm_proxy.web.hot_doors import HotDoors
@@ -22,6 +23,7 @@ from secure_llm_proxy.web.openai.views import make_openai_doors
 from secure_llm_proxy.web.operations.views import make_operations_doors
 
 _SERVICES = "secure_llm_proxy.services"
+MANAGEMENT = "secure_llm_proxy.management"
 
 
 def create_app(settings: Settings) -> Flask:
@@ -40,8 +42,11 @@ def create_app(settings: Settings) -> Flask:
     install_hooks(app)
     for doors in (make_chat_door(), make_openai_doors(), make_operations_doors()):
         app.register_blueprint(doors)
+    management = ManagementMount(app.wsgi_app, lambda: _management_app(web, services))
+    app.wsgi_app = management  # type: ignore[method-assign]  # Flask's own way to mount middleware
+    app.extensions[MANAGEMENT] = management
     if settings.server.hot_path:
-        app.wsgi_app = HotDoors(app.wsgi_app, web)  # type: ignore[method-assign]  # Flask's own way to mount middleware
+        app.wsgi_app = HotDoors(app.wsgi_app, web)  # type: ignore[method-assign]
     services.start()
     return app
 
@@ -50,6 +55,29 @@ def stop_services(app: Flask) -> None:
     """End the background work, flush, hang up."""
     services: Services = app.extensions[_SERVICES]
     services.stop()
+
+
+def _management_app(web: WebHouse, services: Services) -> Flask:
+    # What only management needs (Flask-Login, Flask-WTF, Flask-Limiter, its models) is loaded when it is asked for first.
+    from secure_llm_proxy.web.admin.app import make_management_app  # noqa: PLC0415
+    from secure_llm_proxy.web.admin.house import ManagementHouse  # noqa: PLC0415
+
+    return make_management_app(
+        web,
+        ManagementHouse(
+            database=services.database,
+            clock=services.clock,
+            journal=services.journal,
+            sign_in=services.sign_in,
+            sessions=services.sessions,
+            second_factors=services.second_factors,
+            accounts=services.accounts,
+            keys=services.keys,
+            organisations=services.organisations,
+            identify=services.identity.identify,
+            csrf_key=services.csrf_key,
+        ),
+    )
 
 
 def _wrap_database(app: Flask, database: Database) -> None:

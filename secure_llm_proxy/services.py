@@ -33,6 +33,7 @@ from secure_llm_proxy.identity import (
     Identity,
     Kid,
     LeakedKeys,
+    Organisations,
     SecondFactors,
     SessionCallers,
     Sessions,
@@ -67,6 +68,9 @@ class Services:
     second_factors: SecondFactors
     sessions: Sessions
     sign_in: SignIn
+    keys: ApiKeys
+    organisations: Organisations
+    csrf_key: bytes
     admission: Admission
     address_rules: AddressRules
     rule_reader: RuleReader
@@ -219,6 +223,9 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         second_factors=second_factors,
         sessions=sessions,
         sign_in=sign_in,
+        keys=keys,
+        organisations=Organisations(clock),
+        csrf_key=derive_key(secret_key, "slp/csrf"),
         admission=admission,
         address_rules=address_rules,
         rule_reader=rule_reader,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TypeVar
 
 from secure_llm_proxy.foundation import strict_json
@@ -26,8 +25,8 @@ class Change:
     action: str
     subject: str
     by: str
-    clear: Mapping[str, ClearValue] = field(default=MappingProxyType({}))
-    body: Mapping[str, object] = field(default=MappingProxyType({}))
+    clear: Mapping[str, ClearValue] = field(default_factory=dict)
+    body: Mapping[str, object] = field(default_factory=dict)
     event: EventName = EventName.ADMIN_CHANGE
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 import gevent
 import psycopg2.extensions
@@ -107,8 +107,10 @@ class Database:
             if self.is_sqlite and monkey.is_module_patched("threading"):
                 if self._thread is None:
                     self._thread = ThreadPool(1)
-                result: T = self._thread.apply(self._transact, (work,))
-                return result
+                result, error = self._thread.apply(self._outcome, (work,))
+                if error is not None:
+                    raise error
+                return cast("T", result)
             return self._transact(work)
         except (OperationalError, PoolTimeout) as error:
             raise _unavailable(error) from error
@@ -130,6 +132,13 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+    def _outcome(self, work: Callable[[Session], object]) -> tuple[object, BaseException | None]:
+        """For the thread: gevent would print whatever is raised in there, also what its caller expects."""
+        try:
+            return self._transact(work), None
+        except BaseException as error:  # noqa: BLE001  it is raised again where it was asked for
+            return None, error
 
     def _transact(self, work: Callable[[Session], T]) -> T:
         with Session(self.engine, expire_on_commit=False) as session, session.begin():

@@ -17,9 +17,14 @@ _LACKING_KEPT: Final = 128
 
 
 class Arrival:
-    """Its address and id are worked out at their first use and stay."""
+    """Its address and id are worked out at their first use and stay.
 
-    __slots__ = ("_address", "_exchange_id", "environ", "started_s", "web")
+    `person` is set where somebody says who they are before that is known; it is sealed in records of a refusal.
+    """
+
+    __slots__ = ("_address", "_exchange_id", "environ", "person", "started_s", "web")
+
+    person: str
 
     def __init__(self, environ: WSGIEnvironment, web: WebHouse) -> None:
         self.environ = environ

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from secure_llm_proxy.identity import Permission
+from secure_llm_proxy.web.admin.operations import OPERATIONS, PREFIX
 from secure_llm_proxy.web.answers import Answer
 from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.chat.door import answer_prompt
@@ -23,6 +25,17 @@ class Guard(StrEnum):
     """Loopback and private networks (RFC 1918, RFC 4193)."""
     METRICS = "metrics"
     """Loopback, or the bearer token METRICS_TOKEN."""
+    AUTH = "auth"
+    """Anyone whom the address lists let in; few requests per address: logging in."""
+    SESSION = "session"
+    """Whoever has logged in, about themselves."""
+    MANAGEMENT = "management"
+    """Whoever has logged in, or an administration key, with the door's permission."""
+
+    @property
+    def is_managements(self) -> bool:
+        """These doors are the management application's (`admin.app`), the others the data plane's."""
+        return self in {Guard.AUTH, Guard.SESSION, Guard.MANAGEMENT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +43,8 @@ class Door:
     """`endpoint` is Flask's name of the view, `path` as Flask writes it.
 
     `hot` is what the view calls, for a door that is also answered before Flask (`hot_doors`); its path is fixed.
+    `permission` is asked for by `Guard.MANAGEMENT`; None: whoever has logged in. `step_up`: the second factor must have been
+    shown in the last five minutes. `pending`: open also to a session that owes its second factor still.
     """
 
     method: str
@@ -37,6 +52,9 @@ class Door:
     endpoint: str
     guard: Guard
     hot: Callable[[Arrival], Answer] | None = None
+    permission: Permission | None = None
+    step_up: bool = False
+    pending: bool = False
 
 
 DOORS: tuple[Door, ...] = (
@@ -50,6 +68,31 @@ DOORS: tuple[Door, ...] = (
     Door("GET", "/health/ready", "operations.ready", Guard.OPEN),
     Door("GET", "/security/status", "operations.security_status", Guard.INTERNAL),
     Door("GET", "/metrics", "operations.metrics", Guard.METRICS),
+    Door("POST", "/auth/login", "auth.login", Guard.AUTH),
+    Door("POST", "/auth/mfa", "auth.second_factor", Guard.AUTH),
+    Door("POST", "/auth/setup", "auth.set_up", Guard.AUTH),
+    Door("POST", "/auth/mfa/enrol", "auth.begin_enrolment", Guard.SESSION, pending=True),
+    Door("POST", "/auth/mfa/confirm", "auth.confirm_enrolment", Guard.SESSION, pending=True),
+    Door("POST", "/auth/mfa/recovery-codes", "auth.renew_recovery_codes", Guard.SESSION, step_up=True),
+    Door("POST", "/auth/mfa/step-up", "auth.step_up", Guard.SESSION),
+    Door("POST", "/auth/password", "auth.change_password", Guard.SESSION),
+    Door("POST", "/auth/logout", "auth.logout", Guard.SESSION, pending=True),
+    Door("GET", "/auth/csrf", "auth.csrf", Guard.SESSION),
+    Door("GET", "/auth/me", "auth.me", Guard.SESSION),
+    Door("GET", "/auth/sessions", "auth.list_sessions", Guard.SESSION),
+    Door("DELETE", "/auth/sessions/<session_id>", "auth.end_session", Guard.SESSION),
+    *(
+        Door(
+            operation.method,
+            PREFIX + operation.path,
+            operation.endpoint,
+            Guard.MANAGEMENT,
+            permission=operation.permission,
+            step_up=operation.step_up,
+        )
+        for operation in OPERATIONS
+    ),
 )
 
+DOOR_OF: dict[str, Door] = {door.endpoint: door for door in DOORS}
 GUARDS: dict[str, Guard] = {door.endpoint: door.guard for door in DOORS}

@@ -50,10 +50,10 @@ def inbound_of(arrival: Arrival, door: str, presence: Presence, cancellation: Ca
         door=door,
         address=arrival.address,
         user_agent=environ["HTTP_USER_AGENT"] if "HTTP_USER_AGENT" in environ else "",
-        credentials=_credentials(environ, web.key_variables),
+        credentials=credentials_of(environ, web.key_variables),
         key_in_url=key_in_url,
         started_s=arrival.started_s,
-        read_body=partial(_read_body, environ, web.settings.limits, presence),
+        read_body=partial(read_body, environ, web.settings.limits, presence),
         cancellation=cancellation,
         person=person[:_PERSON_MAX] if person else None,
         session=safe_id(environ["HTTP_X_SESSION_ID"]) if "HTTP_X_SESSION_ID" in environ else None,
@@ -80,7 +80,8 @@ def _readings_of_url(environ: WSGIEnvironment) -> tuple[str, ...]:
     return target, once, unquote(once)
 
 
-def _credentials(environ: WSGIEnvironment, key_variables: tuple[str, ...]) -> tuple[str, ...]:
+def credentials_of(environ: WSGIEnvironment, key_variables: tuple[str, ...]) -> tuple[str, ...]:
+    """Every different value of Authorization and of the headers in which a bare credential may stand."""
     found: list[str] = []
     authorization: str = environ["HTTP_AUTHORIZATION"] if "HTTP_AUTHORIZATION" in environ else ""
     if authorization[:7] == "Bearer ":
@@ -99,7 +100,7 @@ def _credentials(environ: WSGIEnvironment, key_variables: tuple[str, ...]) -> tu
     return tuple(dict.fromkeys(found)) if len(found) > 1 else tuple(found)
 
 
-def _read_body(environ: WSGIEnvironment, limits: LimitSettings, presence: Presence) -> bytes:
+def read_body(environ: WSGIEnvironment, limits: LimitSettings, presence: Presence | None) -> bytes:
     """The whole body. Raises for a wrong media type, an encoding, too many bytes, or a client too slow."""
     if "CONTENT_TYPE" not in environ or (environ["CONTENT_TYPE"] != _JSON and not _is_json(environ["CONTENT_TYPE"])):
         raise UnsupportedMedia("Send the body as JSON, with `Content-Type: application/json`.")
@@ -119,7 +120,8 @@ def _read_body(environ: WSGIEnvironment, limits: LimitSettings, presence: Presen
     else:
         body = _read_in_time(environ, length, limits)
     # Until here bytes were expected; from here on a readable socket tells of the client's leaving.
-    presence.start()
+    if presence is not None:
+        presence.start()
     return body
 
 

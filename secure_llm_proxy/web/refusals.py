@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from secure_llm_proxy.foundation import strict_json
-from secure_llm_proxy.foundation.errors import AuthenticationFailed, InternalError, ProxyError
+from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, InternalError, ProxyError
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
-from secure_llm_proxy.web.answers import Answer, refused
+from secure_llm_proxy.web.answers import Answer, status_line
 from secure_llm_proxy.web.arrival import Arrival
+from secure_llm_proxy.web.errors import error_body, error_headers
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +20,18 @@ _RECORDED = frozenset({401, 403, 421})
 _AGENT_MAX = 1024
 
 
-def refuse(arrival: Arrival, error: Exception, endpoint: str | None) -> Answer:
+def refuse(
+    arrival: Arrival,
+    error: Exception,
+    endpoint: str | None,
+    *,
+    recorded_as: AuditType = AuditType.REFUSED,
+    body_of: Callable[[ProxyError], bytes] = error_body,
+) -> Answer:
     """The answer to what a door raised. An error that is none of ours is a bare 500 whose cause stands in the log."""
     told = error if isinstance(error, ProxyError) else InternalError(detail=type(error).__name__)
     if told.status in _RECORDED:
-        _record(arrival, told, endpoint)
+        _record(arrival, told, endpoint, recorded_as)
     fields = {
         "request_id": arrival.exchange_id,
         "status": told.status,
@@ -36,20 +45,28 @@ def refuse(arrival: Arrival, error: Exception, endpoint: str | None) -> Answer:
         extra={name: value for name, value in fields.items() if value is not None},
         exc_info=error if isinstance(told, InternalError) else None,
     )
-    return refused(told, [])
+    return Answer(status_line(told.status), error_headers(told), body_of(told))
 
 
-def _record(arrival: Arrival, told: ProxyError, endpoint: str | None) -> None:
+def _record(arrival: Arrival, told: ProxyError, endpoint: str | None, kind: AuditType) -> None:
     """A refusal before the corridor stands in the log like every other. Not waited for: it lets nothing through."""
-    event = EventName.AUTHENTICATION_FAILED if isinstance(told, AuthenticationFailed) else EventName.SECURITY_EVENT
+    if isinstance(told, AuthenticationFailed):
+        event = EventName.AUTHENTICATION_FAILED
+    else:
+        event = EventName.BLOCKED_IP if told.code is ErrorCode.ADDRESS_BLOCKED else EventName.SECURITY_EVENT
     clear: dict[str, ClearValue] = {
         "rt": endpoint or "unlisted",
         "dec": "refuse",
         "http": told.status,
         "code": told.code.value,
     }
-    body = strict_json.dumps({"from": {"address": arrival.address, "agent": arrival.user_agent[:_AGENT_MAX]}})
-    record = AuditEvent(new_record_id(), AuditType.REFUSED, arrival.exchange_id, event, clear, body)
+    if told.code is ErrorCode.ADDRESS_BLOCKED:
+        clear["rule"] = told.detail
+    told_body: dict[str, object] = {"from": {"address": arrival.address, "agent": arrival.user_agent[:_AGENT_MAX]}}
+    if hasattr(arrival, "person"):
+        told_body["username"] = arrival.person
+    body = strict_json.dumps(told_body)
+    record = AuditEvent(new_record_id(), kind, arrival.exchange_id, event, clear, body)
     try:
         arrival.web.house.journal.post(record)
     except ProxyError as error:

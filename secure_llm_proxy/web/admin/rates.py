@@ -1,0 +1,82 @@
+"""How often may management be asked? Few tries at secrets from one address, and a bound for each person.
+
+Sliding windows of Flask-Limiter, kept in Redis where there is one. While Redis is away each worker counts by itself: neither
+an outage nor without a limit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flask import Flask
+from flask_limiter import Limiter, RateLimitExceeded
+from flask_login import current_user
+from redis import BlockingConnectionPool
+
+from secure_llm_proxy.foundation.errors import RateLimited
+from secure_llm_proxy.settings import RedisSettings, ThrottlingSettings
+from secure_llm_proxy.web.flask_shell import arrival_of_request
+
+_CONNECTIONS = 8
+
+
+class ManagementRates:
+    def __init__(self, app: Flask, limits: ThrottlingSettings, redis: RedisSettings) -> None:
+        url = redis.connection_url()
+        options: dict[str, object] = {}
+        if url is not None:
+            options["connection_pool"] = BlockingConnectionPool.from_url(
+                url,
+                max_connections=_CONNECTIONS,
+                timeout=redis.timeout_s,
+                socket_timeout=redis.timeout_s,
+                socket_connect_timeout=redis.timeout_s,
+            )
+        self._limiter = Limiter(
+            _address,
+            app=app,
+            storage_uri="memory://" if url is None else "redis://",
+            storage_options=options,  # type: ignore[arg-type]  # its own annotation knows texts only; `limits` takes a pool
+            strategy="sliding-window-counter",
+            in_memory_fallback_enabled=True,
+            key_prefix="slp:management",
+        )
+        spend_try = self._limiter.shared_limit(f"{limits.login_requests_per_minute}/minute", scope="auth")
+        spend_request = self._limiter.shared_limit(
+            f"{limits.management_requests_per_minute}/minute", scope="user", key_func=_person
+        )
+        self._spend_try = spend_try(_nothing_to_try)
+        self._spend_request = spend_request(_nothing_to_ask)
+
+    def spend_try(self) -> None:
+        """One of the address's tries at a secret. Raises `RateLimited`."""
+        self._spend(self._spend_try)
+
+    def spend_request(self) -> None:
+        """One of the person's requests. Raises `RateLimited`."""
+        self._spend(self._spend_request)
+
+    def _spend(self, spend: Callable[[], None]) -> None:
+        try:
+            spend()
+        except RateLimitExceeded:
+            limit = self._limiter.current_limit
+            wait_s = 1 if limit is None else limit.reset_at - int(time.time())
+            raise RateLimited("Too many requests; slow down.", retry_after_s=max(1, wait_s)) from None
+
+
+def _address() -> str:
+    return arrival_of_request().address
+
+
+def _person() -> str:
+    return str(current_user.get_id())
+
+
+def _nothing_to_try() -> None:
+    """Flask-Limiter counts calls of this."""
+
+
+def _nothing_to_ask() -> None:
+    """Flask-Limiter counts calls of this."""

@@ -1,0 +1,67 @@
+"""What `/auth` takes and gives. Names are the origin's where it had them (`username`, `password`, `mfa_code`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictBool, StringConstraints
+
+from secure_llm_proxy.identity import LiveSession, Role
+from secure_llm_proxy.web.admin.frame import Body, Moment, Told
+
+Secret = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1024), Field(repr=False)]
+Code = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64), Field(repr=False)]
+
+
+class LoginRequest(Body):
+    username: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
+    password: Secret
+    mfa_code: Code | None = None
+    recovery_code: Code | None = None
+    cookie: StrictBool = False
+    device_token: Code | None = None
+
+
+class SecondFactorRequest(Body):
+    pending_token: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128), Field(repr=False)]
+    mfa_code: Code | None = None
+    recovery_code: Code | None = None
+
+
+class CodeRequest(Body):
+    mfa_code: Code
+
+
+class PasswordRequest(Body):
+    old_password: Secret
+    new_password: Secret
+
+
+class SetupRequest(Body):
+    token: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256), Field(repr=False)]
+    password: Secret
+
+
+class UserTold(Told):
+    id: str
+    username: str
+    role: Role
+    organisation_id: str
+
+
+class SessionTold(Told):
+    id: str
+    user_id: str
+    username: str
+    kind: Literal["browser", "token"]
+    state: Literal["pending", "active"]
+    address: str
+    agent: str
+    created_at: Moment
+    last_seen_at: Moment
+    expires_at: Moment
+    second_factor_at: Moment | None
+
+
+def user_of(live: LiveSession) -> UserTold:
+    return UserTold(id=live.user_id, username=live.username, role=live.role, organisation_id=live.organisation_id)
