@@ -75,6 +75,7 @@ def _management_app(web: WebHouse, services: Services) -> Flask:
             keys=services.keys,
             organisations=services.organisations,
             identify=services.identity.identify,
+            announce=services.announce,
             csrf_key=services.csrf_key,
         ),
     )

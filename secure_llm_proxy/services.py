@@ -108,6 +108,12 @@ class Services:
         self.identity.forget(subject)
         self.watch.wake()
 
+    def announce(self, kid: str) -> None:
+        """A key was revoked or changed: this worker forgets it, the others are told where Redis carries it. Never raises."""
+        self.identity.forget(kid)
+        if self.settings.redis.url is not None:
+            announce_revocation(self.settings.redis, kid)
+
     def stop(self) -> None:
         """Flush what was collected and hang up. Records still queued get a bounded time to become durable."""
         gevent.killall(self._greenlets, block=True, timeout=2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -130,6 +130,11 @@ class Call:
         )
         return self.house.change(change, lambda: self.house.database.run(work))
 
+    def announce(self, kids: Iterable[str]) -> None:
+        """Workers ask again about these keys; those that don't hear of it do so within API_KEY_CACHE_S."""
+        for kid in kids:
+            self.house.announce(kid)
+
     def expected_version(self, asked: Versioned | None = None) -> int | None:
         """The version that the client has seen, if it said so. Raises `InvalidRequest` when it names two."""
         told = None if asked is None else asked.version
@@ -173,8 +178,9 @@ def endpoint(
     status: int = 200,
     conflicts: bool = False,
     versioned: bool = False,
+    also: tuple[int, ...] = (),
 ) -> Endpoint:
-    return Endpoint(run, takes, gives, status, conflicts, versioned)
+    return Endpoint(run, takes, gives, status, conflicts, versioned, frozenset(also))
 
 
 @cache

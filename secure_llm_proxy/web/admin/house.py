@@ -26,7 +26,9 @@ _EXTENSION = "secure_llm_proxy.management"
 
 @dataclass(frozen=True, slots=True)
 class ManagementHouse:
-    """`identify` tells whose API key it is, as the corridor is told; `csrf_key` is 32 bytes derived from SECRET_KEY."""
+    """`identify` tells whose API key it is, as the corridor is told; `announce` tells workers that a key has changed;
+    `csrf_key` is 32 bytes derived from SECRET_KEY.
+    """
 
     database: Database
     clock: Clock
@@ -38,6 +40,7 @@ class ManagementHouse:
     keys: ApiKeys
     organisations: Organisations
     identify: Callable[[tuple[str, ...]], Caller]
+    announce: Callable[[str], None]
     csrf_key: bytes
 
     def change(self, change: Change, apply: Callable[[], T]) -> T:

@@ -149,7 +149,7 @@ def _without_references(schema: dict[str, Any]) -> dict[str, Any]:
     """A parameter stands by itself: what it refers to (an enumeration) is written where it is used."""
     definitions: dict[str, Any] = schema.pop("$defs", {})
 
-    def resolved(part: Any) -> Any:
+    def resolved(part: object) -> object:
         if isinstance(part, list):
             return [resolved(each) for each in part]
         if not isinstance(part, dict):
@@ -158,7 +158,8 @@ def _without_references(schema: dict[str, Any]) -> dict[str, Any]:
             return resolved(definitions[part["$ref"].rpartition("/")[2]])
         return {key: resolved(value) for key, value in part.items()}
 
-    told: dict[str, Any] = resolved(schema)
+    told = resolved(schema)
+    assert isinstance(told, dict)
     return told
 
 

@@ -34,15 +34,50 @@ class Operation:
         return f"management.{self.name}"
 
 
+_O = Operation
+_P = Permission
+
+# fmt: off
 OPERATIONS: tuple[Operation, ...] = (
-    Operation("GET", "/openapi.json", "document", "read_document", None, "This document"),
-    Operation("GET", "/me", "me", "read_me", None, "Who is asking, and what they may do"),
-    Operation("GET", "/users", "users", "list_users", Permission.USERS_READ, "Users, oldest first"),
-    Operation("GET", "/users/<user_id>", "users", "read_user", Permission.USERS_READ, "One user"),
-    Operation(
-        "GET", "/sessions", "sessions", "list_sessions", Permission.SESSIONS_READ, "Sessions that have not ended"
-    ),
-    Operation(
-        "DELETE", "/sessions/<session_id>", "sessions", "end_session", Permission.SESSIONS_MANAGE, "End a session"
-    ),
+    _O("GET", "/openapi.json", "document", "read_document", None, "This document"),
+    _O("GET", "/me", "me", "read_me", None, "Who is asking, and what they may do"),
+    _O("GET", "/me/keys", "keys", "list_own_keys", None, "One's own API keys"),
+    _O("POST", "/me/keys", "keys", "create_own_key", _P.OWN_KEYS, "Make an API key for oneself", step_up=True),
+    _O("POST", "/me/keys/<key_id>/rotate", "keys", "rotate_own_key", _P.OWN_KEYS, "Replace one's own key", step_up=True),
+    _O("DELETE", "/me/keys/<key_id>", "keys", "revoke_own_key", _P.OWN_KEYS, "Revoke one's own key", step_up=True),
+    _O("GET", "/users", "users", "list_users", _P.USERS_READ, "Users, oldest first"),
+    _O("POST", "/users", "users", "create_user", _P.USERS_MANAGE, "Make a user, with a one-time token", step_up=True),
+    _O("GET", "/users/<user_id>", "users", "read_user", _P.USERS_READ, "One user"),
+    _O("PATCH", "/users/<user_id>", "users", "update_user", _P.USERS_MANAGE, "Change a user", step_up=True),
+    _O("DELETE", "/users/<user_id>", "users", "disable_user", _P.USERS_MANAGE, "A user leaves, for good", step_up=True),
+    _O("POST", "/users/<user_id>/lock", "users", "lock_user", _P.USERS_MANAGE, "Refuse a user", step_up=True),
+    _O("POST", "/users/<user_id>/unlock", "users", "unlock_user", _P.USERS_MANAGE, "Let a user in again", step_up=True),
+    _O("POST", "/users/<user_id>/password-reset", "users", "reset_password", _P.USERS_MANAGE,
+       "Start a password reset, with a one-time token", step_up=True),
+    _O("GET", "/keys", "keys", "list_keys", _P.KEYS_READ, "API keys, oldest first"),
+    _O("POST", "/keys", "keys", "create_key", _P.KEYS_MANAGE, "Make an API key for a user", step_up=True),
+    _O("GET", "/keys/<key_id>", "keys", "read_key", _P.KEYS_READ, "One API key"),
+    _O("PATCH", "/keys/<key_id>", "keys", "update_key", _P.KEYS_MANAGE, "Change what a key may do", step_up=True),
+    _O("DELETE", "/keys/<key_id>", "keys", "revoke_key", _P.KEYS_MANAGE, "Revoke a key, for ever", step_up=True),
+    _O("POST", "/keys/<key_id>/rotate", "keys", "rotate_key", _P.KEYS_MANAGE, "Replace a key", step_up=True),
+    _O("POST", "/keys/<key_id>/quarantine", "keys", "quarantine_key", _P.KEYS_MANAGE, "Refuse a key", step_up=True),
+    _O("POST", "/keys/<key_id>/release", "keys", "release_key", _P.KEYS_MANAGE, "End its quarantine", step_up=True),
+    _O("GET", "/projects", "projects", "list_projects", _P.PROJECTS_READ, "Projects, oldest first"),
+    _O("POST", "/projects", "projects", "create_project", _P.PROJECTS_MANAGE, "Make a project"),
+    _O("GET", "/projects/<project_id>", "projects", "read_project", _P.PROJECTS_READ, "One project"),
+    _O("PATCH", "/projects/<project_id>", "projects", "update_project", _P.PROJECTS_MANAGE, "Change a project"),
+    _O("GET", "/projects/<project_id>/members", "projects", "list_members", _P.PROJECTS_READ, "Members of a project"),
+    _O("POST", "/projects/<project_id>/members", "projects", "add_member", _P.PROJECTS_MANAGE, "Add a member"),
+    _O("DELETE", "/projects/<project_id>/members/<user_id>", "projects", "remove_member", _P.PROJECTS_MANAGE,
+       "Remove a member, and revoke the keys that take a membership"),
+    _O("GET", "/organisations", "organisations", "list_organisations", _P.ORGANISATIONS_READ, "Organisations"),
+    _O("POST", "/organisations", "organisations", "create_organisation", _P.ORGANISATIONS_MANAGE,
+       "Make an organisation, with its first project"),
+    _O("GET", "/organisations/<organisation_id>", "organisations", "read_organisation", _P.ORGANISATIONS_READ,
+       "One organisation"),
+    _O("PATCH", "/organisations/<organisation_id>", "organisations", "rename_organisation", _P.ORGANISATIONS_MANAGE,
+       "Rename an organisation"),
+    _O("GET", "/sessions", "sessions", "list_sessions", _P.SESSIONS_READ, "Sessions that have not ended"),
+    _O("DELETE", "/sessions/<session_id>", "sessions", "end_session", _P.SESSIONS_MANAGE, "End a session"),
 )
+# fmt: on
