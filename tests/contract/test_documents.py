@@ -47,7 +47,7 @@ def test_every_door_is_documented() -> None:
     page = (ROOT / "docs" / "api.md").read_text("utf-8")
 
     for door in DOORS:
-        path = door.path.replace("<path:model>", "{id}")
+        path = re.sub(r"<(\w+)>", r"{\1}", door.path.replace("<path:model>", "{id}"))
         assert f"`{door.method} {path}`" in page, door
 
 

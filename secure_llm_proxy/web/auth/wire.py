@@ -9,37 +9,37 @@ from pydantic import Field, StrictBool, StringConstraints
 from secure_llm_proxy.identity import LiveSession, Role
 from secure_llm_proxy.web.admin.frame import Body, Moment, Told
 
-Secret = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1024), Field(repr=False)]
-Code = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64), Field(repr=False)]
+Secret = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1024)]
+Code = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
 
 
 class LoginRequest(Body):
     username: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
-    password: Secret
-    mfa_code: Code | None = None
-    recovery_code: Code | None = None
+    password: Secret = Field(repr=False)
+    mfa_code: Code | None = Field(default=None, repr=False)
+    recovery_code: Code | None = Field(default=None, repr=False)
     cookie: StrictBool = False
-    device_token: Code | None = None
+    device_token: Code | None = Field(default=None, repr=False)
 
 
 class SecondFactorRequest(Body):
-    pending_token: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128), Field(repr=False)]
-    mfa_code: Code | None = None
-    recovery_code: Code | None = None
+    pending_token: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)] = Field(repr=False)
+    mfa_code: Code | None = Field(default=None, repr=False)
+    recovery_code: Code | None = Field(default=None, repr=False)
 
 
 class CodeRequest(Body):
-    mfa_code: Code
+    mfa_code: Code = Field(repr=False)
 
 
 class PasswordRequest(Body):
-    old_password: Secret
-    new_password: Secret
+    old_password: Secret = Field(repr=False)
+    new_password: Secret = Field(repr=False)
 
 
 class SetupRequest(Body):
-    token: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256), Field(repr=False)]
-    password: Secret
+    token: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=256)] = Field(repr=False)
+    password: Secret = Field(repr=False)
 
 
 class UserTold(Told):

@@ -25,10 +25,11 @@ from secure_llm_proxy.settings import (
 )
 from secure_llm_proxy.vocabulary.events import AuditType
 from secure_llm_proxy.vocabulary.leaks import LeakedKey
-from secure_llm_proxy.web.doors import DOORS, GUARDS, Guard
+from secure_llm_proxy.web.doors import DOOR_OF, DOORS, GUARDS, Guard
 from secure_llm_proxy.web.headers import SECURITY_HEADERS
 from tests.support.house import KEY, LogCapture, SmallHouse, make_app, make_house
 
+PLAIN = [door for door in DOORS if not door.guard.is_managements]
 BEARER = {"Authorization": f"Bearer {KEY}"}
 HELLO = {"messages": [{"role": "user", "content": "Hi."}]}
 PROJECT = Path(__file__).parents[3]
@@ -68,11 +69,11 @@ def small() -> SmallHouse:
 
 
 def test_every_route_is_in_the_table_and_every_door_of_the_table_is_a_route(small: SmallHouse) -> None:
-    assert rules_of(make_app(small)) == {(door.method, door.path, door.endpoint) for door in DOORS}
+    assert rules_of(make_app(small)) == {(door.method, door.path, door.endpoint) for door in PLAIN}
 
 
 def test_the_table_names_each_endpoint_once() -> None:
-    assert len(GUARDS) == len(DOORS) == len({(door.method, door.path) for door in DOORS})
+    assert len(GUARDS) == len(DOOR_OF) == len(DOORS) == len({(door.method, door.path) for door in DOORS})
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -121,7 +122,7 @@ def test_another_path_is_404_in_the_one_shape(small: SmallHouse, path: str, meth
     assert_dressed(answer)
 
 
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.endpoint)
+@pytest.mark.parametrize("door", PLAIN, ids=lambda door: door.endpoint)
 @pytest.mark.parametrize(
     "method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "GET\x00"]
 )
@@ -472,7 +473,16 @@ from secure_llm_proxy.settings import load_settings
 from secure_llm_proxy.web.doors import DOORS
 from secure_llm_proxy.web.hot_doors import HotDoors
 apps = [create_app(load_settings()) for _ in range(2)]
-rules = [sorted((m, r.rule, r.endpoint) for r in app.url_map.iter_rules() for m in r.methods - {"HEAD"}) for app in apps]
+lazy = not {"flask_login", "flask_wtf", "flask_limiter", "secure_llm_proxy.web.admin.frame"} & set(sys.modules)
+rules = [
+    sorted(
+        (m, r.rule, r.endpoint)
+        for each in (app, app.extensions["secure_llm_proxy.management"].application)
+        for r in each.url_map.iter_rules()
+        for m in r.methods - {"HEAD"}
+    )
+    for app in apps
+]
 answers = [app.test_client().get(path) for app in apps for path in ("/health/live", "/chat", "/health/live/", "/v1/models")]
 for app in apps:
     stop_services(app)
@@ -480,7 +490,7 @@ print("TOLD", json.dumps({
     "doors": sorted((d.method, d.path, d.endpoint) for d in DOORS), "rules": rules,
     "answers": [answer.status_code for answer in answers],
     "cookies": any("Set-Cookie" in answer.headers for answer in answers),
-    "hot": [isinstance(app.wsgi_app, HotDoors) for app in apps],
+    "hot": [isinstance(app.wsgi_app, HotDoors) for app in apps], "lazy": lazy,
 }))
 """
 
@@ -509,6 +519,7 @@ def test_create_app_twice_in_one_process_gives_the_doors_of_the_table_twice(shor
     assert told["rules"] == [told["doors"]] * 2
     assert told["answers"] == [200, 405, 404, 401] * 2
     assert told["cookies"] is False
+    assert told["lazy"] is True
     assert told["hot"] == [hot_path == "true"] * 2
 
 
