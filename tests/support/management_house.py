@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from flask import Flask
@@ -13,6 +14,7 @@ from secure_llm_proxy.foundation.errors import NotFoundError
 from secure_llm_proxy.identity import (
     DEFAULT_ORGANISATION_ID,
     Organisation,
+    PasswordHash,
     Role,
     SecondFactors,
     Sessions,
@@ -23,7 +25,7 @@ from secure_llm_proxy.settings import IdentitySettings, Settings
 from secure_llm_proxy.web.admin.app import make_management_app
 from secure_llm_proxy.web.admin.house import ManagementHouse
 from tests.support.house import SmallHouse, make_house, make_web_house
-from tests.support.identity_room import EMAIL, PEPPER, IdentityRoom, migrated_database
+from tests.support.identity_room import EMAIL, PEPPER, IdentityRoom, ManualClock, make_accounts, migrated_database
 
 CSRF_KEY = b"csrf key of a test, 32 bytes...."
 PASSWORD = "correct horse battery staple 7"
@@ -64,8 +66,7 @@ class ManagementRoom:
 
     def with_password(self, username: str, role: str = "member") -> User:
         user = self.person(username, role)
-        accounts = self.room.accounts
-        hashed = accounts.hash_password(PASSWORD, username=username, email=EMAIL)
+        accounts, hashed = self.room.accounts, _hashed()
         return self.room.database.run(lambda session: accounts.set_password(session, user.id, hashed))
 
     def session_of(self, user: User, *, fresh: bool = True, kind: str = "token", state: str = "active") -> str:
@@ -109,6 +110,12 @@ class ManagementClient:
             more["json"] = body
         more.setdefault("environ_base", {"REMOTE_ADDR": "127.0.0.1"})
         return self.flask.open(path, method=method, headers=sent, **more)  # type: ignore[arg-type]  # Flask's own names
+
+
+@cache
+def _hashed() -> PasswordHash:
+    """Of PASSWORD; a hash takes a tenth of a second, and any user may have it."""
+    return make_accounts(ManualClock()).hash_password(PASSWORD, username="nobody", email=EMAIL)
 
 
 def make_management_room(folder: Path, settings: Settings | None = None, url: str | None = None) -> ManagementRoom:
