@@ -19,6 +19,7 @@ from flask import Flask
 
 from secure_llm_proxy.admission import Admission
 from secure_llm_proxy.admission.rules import NoViolations
+from secure_llm_proxy.audit.journal import _frames_of
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.clock import SystemClock
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, ProxyError, Unavailable
@@ -89,7 +90,7 @@ Refusal = Callable[[AuditEvent], BaseException | None]
 
 class ListJournal:
     """`AuditJournal` in a list. `refusal` names the error that an event meets instead of becoming durable, as when the
-    writer is away: the event itself stays queued, as the room promises.
+    writer is away: the event itself stays queued, as the room promises. What may not enter the log is refused as there.
     """
 
     def __init__(self, effects: list[str]) -> None:
@@ -100,6 +101,7 @@ class ListJournal:
         self._effects = effects
 
     def record(self, event: AuditEvent) -> None:
+        _frames_of(event)
         self._effects.append(f"record {event.type}")
         self.handed_over.append(event)
         if (error := self.refusal(event)) is not None:
@@ -107,6 +109,7 @@ class ListJournal:
         self.durable.append(event)
 
     def post(self, event: AuditEvent) -> None:
+        _frames_of(event)
         self._effects.append(f"post {event.type}")
         if (error := self.post_refusal(event)) is not None:
             raise error

@@ -89,7 +89,7 @@ class ManagementRoom:
         self, role: Role | str, organisation: str = DEFAULT_ORGANISATION_ID, *, fresh: bool = True
     ) -> ManagementClient:
         """A client of a new person of that role who has logged in."""
-        number = len(self.room.database.run(lambda session: self.room.accounts.list_users(session)))
+        number = len(self.room.database.run(self.room.accounts.list_users))
         return self.client(self.session_of(self.person(f"{role}-{number}", str(role), organisation), fresh=fresh))
 
 

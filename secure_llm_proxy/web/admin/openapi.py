@@ -210,7 +210,8 @@ def _error_schema() -> dict[str, Any]:
         "properties": {
             "error": {
                 "type": "object",
-                "required": ["message", "type", "param", "code", "field", "hint", "docs_url"],
+                # What the worker or nginx refuse by themselves, before it is anybody's, has these four.
+                "required": ["message", "type", "param", "code"],
                 "properties": {
                     "message": {"type": "string"},
                     "type": {"type": "string"},

@@ -255,9 +255,9 @@ def _create(call: Call, asked: NewOwnKey, user_id: str) -> NewKeyTold:
 
     issued = call.change(
         "key.create",
-        drawn.id,
+        drawn.kid,
         create,
-        clear={"kid": drawn.kid, "user": user_id, "kind_of_key": asked.kind},
+        clear={"user": user_id, "key_id": drawn.id, "kind": asked.kind},
         body={"name": asked.name},
     )
     return _issued(call, issued)
@@ -273,7 +273,7 @@ def _rotate(call: Call, asked: Rotation, chosen: Chosen) -> NewKeyTold:
             session, key.id, overlap_s=asked.overlap_s, expires_days=asked.expires_days, version=version, drawn=drawn
         )
 
-    clear: dict[str, ClearValue] = {"new_kid": drawn.kid, "overlap_s": asked.overlap_s}
+    clear: dict[str, ClearValue] = {"successor": drawn.kid, "overlap_s": asked.overlap_s}
     return _issued(call, _changed(call, "key.rotate", asked, chosen, rotate, clear))
 
 
@@ -298,9 +298,9 @@ def _changed(
     call.require_version(asked, before.version)
     outcome = call.change(
         action,
-        before.id,
+        before.kid,
         lambda session: work(session, chosen(call, session)),
-        clear={"kid": before.kid, "user": before.user_id, **(clear or {})},
+        clear={"user": before.user_id, "key_id": before.id, **(clear or {})},
         body=body,
     )
     call.announce((before.kid,))
