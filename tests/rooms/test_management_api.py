@@ -144,7 +144,7 @@ def test_a_long_list_comes_in_pages_that_lose_and_repeat_nothing(
     made = [management.person(f"user{number}", "member").id for number in range(7)]
 
     seen: list[str] = []
-    cursor = ""
+    cursor: str | None = ""
     while cursor is not None:
         told = owner.ask("GET", "/api/v1/users?limit=3" + (f"&cursor={cursor}" if cursor else "")).get_json()
         seen += [item["id"] for item in told["items"]]

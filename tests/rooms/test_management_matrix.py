@@ -48,7 +48,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     management = make_management_room(tmp_path_factory.mktemp("matrix"), ROOMY)
     elsewhere = management.organisation(FOREIGN).id
     own = {role: management.as_role(role) for role in Role}
-    foreign = {role: management.as_role(role, elsewhere) for role in Role if role is not Role.OWNER}
+    foreign = {role: management.as_role(role, elsewhere) for role in Role}
     room = management.room
     somebody = management.person("somebody.elsewhere", "member", elsewhere)
     project = room.database.run(
