@@ -32,6 +32,7 @@ from secure_llm_proxy.identity import (
     ApiKeys,
     Identity,
     Kid,
+    KillSwitches,
     LeakedKeys,
     Organisations,
     SecondFactors,
@@ -70,6 +71,7 @@ class Services:
     sign_in: SignIn
     keys: ApiKeys
     organisations: Organisations
+    kill_switches: KillSwitches
     csrf_key: bytes
     admission: Admission
     address_rules: AddressRules
@@ -108,11 +110,13 @@ class Services:
         self.identity.forget(subject)
         self.watch.wake()
 
-    def announce(self, kid: str) -> None:
-        """A key was revoked or changed: this worker forgets it, the others are told where Redis carries it. Never raises."""
-        self.identity.forget(kid)
+    def announce(self, subject: str) -> None:
+        """A key was revoked or changed, or somebody is stopped: this worker heeds it at once, the others are told where Redis
+        carries it. Never raises, and waits for nobody.
+        """
+        self._hear(subject)
         if self.settings.redis.url is not None:
-            announce_revocation(self.settings.redis, kid)
+            gevent.spawn(announce_revocation, self.settings.redis, subject)
 
     def stop(self) -> None:
         """Flush what was collected and hang up. Records still queued get a bounded time to become durable."""
@@ -231,6 +235,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         sign_in=sign_in,
         keys=keys,
         organisations=Organisations(clock),
+        kill_switches=KillSwitches(clock),
         csrf_key=derive_key(secret_key, "slp/csrf"),
         admission=admission,
         address_rules=address_rules,

@@ -456,6 +456,91 @@ def test_an_administrator_ends_sessions(management: ManagementRoom, admin: Manag
     assert admin.ask("DELETE", f"/api/v1/sessions/{listed[0]['id']}").status_code == 404
 
 
+# --- address rules, kill switches -------------------------------------------------------------------------------------
+
+
+def test_an_address_rule_is_added_seen_and_removed(management: ManagementRoom, admin: ManagementClient) -> None:
+    wanted = {"list": "blocked", "network": "203.0.113.7", "note": "scanner", "expires_hours": 2}
+
+    made = admin.ask("POST", "/api/v1/address-rules", wanted)
+    path = f"/api/v1/address-rules/{made.get_json()['id']}"
+    again = admin.ask("POST", "/api/v1/address-rules", wanted)
+    listed = admin.ask("GET", "/api/v1/address-rules?list=blocked").get_json()["items"]
+    removed = admin.ask("DELETE", path, headers={"If-Match": made.headers["ETag"]})
+
+    assert made.status_code == 201
+    assert made.get_json()["network"] == "203.0.113.7/32"
+    assert made.get_json()["created_by"].startswith("user:usr_")
+    assert (again.status_code, code_of(again)) == (409, "conflict")
+    assert [item["note"] for item in listed] == ["scanner"]
+    assert removed.status_code == 200
+    assert admin.ask("GET", path).status_code == 404
+    assert management.announced.count("address rules") == 2
+    assert acts(management) == ["address_rule.add", "address_rule.add", "address_rule.remove"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status"),
+    [
+        ({"list": "blocked", "network": "127.0.0.0/8"}, 409),
+        ({"list": "allowed", "network": "10.0.0.0/8"}, 409),
+        ({"list": "blocked", "network": "0.0.0.0/0"}, 400),
+        ({"list": "blocked", "network": "nonsense"}, 400),
+        ({"list": "blocked", "network": "10.0.0.0/8", "expires_hours": 0}, 400),
+        ({"list": "blocked", "network": "10.0.0.0/8", "expires_hours": 1e9}, 400),
+        ({"list": "other", "network": "10.0.0.0/8"}, 400),
+    ],
+)
+def test_a_rule_that_shuts_out_its_maker_or_everybody_takes_force(
+    management: ManagementRoom, admin: ManagementClient, wanted: dict[str, object], status: int
+) -> None:
+    refused = admin.ask("POST", "/api/v1/address-rules", wanted)
+    forced = admin.ask("POST", "/api/v1/address-rules", {**wanted, "force": True})
+
+    assert refused.status_code == status
+    assert (forced.status_code == 201) is (wanted["list"] != "other" and wanted["network"] in {
+        "127.0.0.0/8", "0.0.0.0/0", "10.0.0.0/8"} and "expires_hours" not in wanted)  # fmt: skip
+    assert len(acts(management)) == (1 if forced.status_code == 201 else 0)
+
+
+def test_a_person_is_stopped_and_let_go_without_a_step_up(management: ManagementRoom) -> None:
+    operator = management.as_role("operator", fresh=False)
+    user = management.person("bob", "member")
+    boss = management.person("boss", "owner")
+
+    killed = operator.ask("POST", "/api/v1/kill-switches", {"subject": user.id, "reason": "stolen laptop"})
+    again = operator.ask("POST", "/api/v1/kill-switches", {"subject": user.id, "reason": "other"})
+    owners = operator.ask("POST", "/api/v1/kill-switches", {"subject": boss.id, "reason": "x"})
+    by_name = operator.ask("POST", "/api/v1/kill-switches", {"subject": "bob", "reason": "x"})
+    everything = operator.ask("POST", "/api/v1/kill-switches", {"subject": "everything", "reason": "drill"})
+    listed = operator.ask("GET", "/api/v1/kill-switches").get_json()["items"]
+    let_go = operator.ask("DELETE", f"/api/v1/kill-switches/{user.id}")
+
+    assert killed.status_code == 201
+    assert again.get_json()["reason"] == "stolen laptop"
+    assert owners.status_code == 403
+    assert by_name.status_code == 404
+    assert everything.status_code == 201
+    assert {item["id"] for item in listed} == {user.id, "everything"}
+    assert let_go.status_code == 200
+    assert operator.ask("DELETE", f"/api/v1/kill-switches/{user.id}").status_code == 404
+    assert management.announced == [user.id, user.id, "everything", user.id]
+
+
+def test_only_the_organisation_that_runs_the_deployment_stops_everything(management: ManagementRoom) -> None:
+    foreign = management.as_role("admin", management.organisation("Other").id)
+    boss = management.as_role("owner")
+
+    killed = foreign.ask("POST", "/api/v1/kill-switches", {"subject": "everything", "reason": "x"})
+    boss.ask("POST", "/api/v1/kill-switches", {"subject": "everything", "reason": "drill"})
+    seen = foreign.ask("GET", "/api/v1/kill-switches").get_json()["items"]
+    let_go = foreign.ask("DELETE", "/api/v1/kill-switches/everything")
+
+    assert killed.status_code == 403
+    assert [item["id"] for item in seen] == ["everything"]
+    assert let_go.status_code == 403
+
+
 # --- limits, outages, injection ---------------------------------------------------------------------------------------
 
 

@@ -591,6 +591,18 @@ def test_a_plain_api_key_does_not_manage(management: ManagementRoom) -> None:
         assert (answer.status_code, code_of(answer)) == (401, "key_not_for_management")
 
 
+def test_an_administration_key_is_held_to_its_own_addresses(management: ManagementRoom) -> None:
+    management.person("alice", "admin")
+    key = management.room.make_key("alice", kind="adm", allowed_addresses=["192.0.2.0/24"])
+    client = management.client(key.secret)
+
+    elsewhere = client.ask("GET", "/api/v1/me")
+    there = client.ask("GET", "/api/v1/me", environ_base={"REMOTE_ADDR": "192.0.2.9"})
+
+    assert (elsewhere.status_code, code_of(elsewhere)) == (403, "address_not_allowed")
+    assert there.status_code == 200
+
+
 def test_an_administration_key_acts_as_its_user_but_never_steps_up(management: ManagementRoom) -> None:
     management.person("alice", "admin")
     key = management.room.make_key("alice", kind="adm")

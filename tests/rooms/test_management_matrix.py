@@ -39,6 +39,8 @@ class House:
                 room.organisations.list_organisations(session),
                 room.organisations.list_projects(session),
                 [live.id for live in self.management.house.sessions.listing(session)],
+                self.management.house.kill_switches.listing(session),
+                self.management.house.address_rules.list_rules(session),
             ]
         )
 
@@ -65,7 +67,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         "project_id": project.id,
         "key_id": key.api_key.id,
         "session_id": live.id,
+        "subject": somebody.id,
     }
+    room.database.run(lambda session: management.house.kill_switches.kill(session, somebody.id, "drill", "test"))
     yield House(management, own, foreign, things)
     room.database.close()
 
@@ -187,5 +191,7 @@ VALID: dict[str, dict[str, object]] = {
     "add_member": {"user_id": "usr_x"},
     "create_organisation": {"name": "O"},
     "rename_organisation": {"name": "O"},
+    "add_address_rule": {"list": "blocked", "network": "203.0.113.0/24"},
+    "kill": {"subject": "everything", "reason": "drill"},
 }
 """Bodies that get past the form, so that what refuses is the guard or the reach."""

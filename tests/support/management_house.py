@@ -10,9 +10,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from secure_llm_proxy.admission.rules import AddressRules
 from secure_llm_proxy.foundation.errors import NotFoundError
 from secure_llm_proxy.identity import (
     DEFAULT_ORGANISATION_ID,
+    KillSwitches,
     Organisation,
     PasswordHash,
     Role,
@@ -137,6 +139,9 @@ def make_management_room(folder: Path, settings: Settings | None = None, url: st
         accounts=room.accounts,
         keys=room.keys,
         organisations=room.organisations,
+        kill_switches=KillSwitches(room.clock),
+        address_rules=AddressRules(settings.admission, room.clock),
+        refresh_address_rules=lambda: announced.append("address rules"),
         identify=room.worker().identify,
         announce=announced.append,
         csrf_key=CSRF_KEY,

@@ -9,11 +9,12 @@ from typing import TypeVar
 
 from flask import Flask, current_app
 
+from secure_llm_proxy.admission.rules import AddressRules
 from secure_llm_proxy.audit import Change, recorded
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError, client_error_of
-from secure_llm_proxy.identity import Accounts, ApiKeys, Organisations, SecondFactors, Sessions, SignIn
+from secure_llm_proxy.identity import Accounts, ApiKeys, KillSwitches, Organisations, SecondFactors, Sessions, SignIn
 from secure_llm_proxy.vocabulary.audit import AuditJournal
 from secure_llm_proxy.vocabulary.caller import Caller
 
@@ -26,8 +27,8 @@ _EXTENSION = "secure_llm_proxy.management"
 
 @dataclass(frozen=True, slots=True)
 class ManagementHouse:
-    """`identify` tells whose API key it is, as the corridor is told; `announce` tells workers that a key has changed;
-    `csrf_key` is 32 bytes derived from SECRET_KEY.
+    """`identify` tells whose API key it is, as the corridor is told; `announce` tells workers that a key has changed, or who is
+    stopped; `refresh_address_rules` puts them in force in this worker at once; `csrf_key` is 32 bytes derived from SECRET_KEY.
     """
 
     database: Database
@@ -39,6 +40,9 @@ class ManagementHouse:
     accounts: Accounts
     keys: ApiKeys
     organisations: Organisations
+    kill_switches: KillSwitches
+    address_rules: AddressRules
+    refresh_address_rules: Callable[[], None]
     identify: Callable[[tuple[str, ...]], Caller]
     announce: Callable[[str], None]
     csrf_key: bytes

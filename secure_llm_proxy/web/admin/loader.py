@@ -6,7 +6,8 @@ from flask import Request
 from flask_login import LoginManager, current_user
 from sqlalchemy.orm import Session
 
-from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode
+from secure_llm_proxy.admission import admit_for
+from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, PermissionDenied
 from secure_llm_proxy.identity import LiveSession
 from secure_llm_proxy.web.admin.actor import Actor, nobody
 from secure_llm_proxy.web.admin.cookies import session_cookie
@@ -85,6 +86,10 @@ def _by_key(key: str) -> Actor:
     """An administration key acts as its user. Its prefix is part of what its digest proves."""
     house = the_management()
     caller = house.identify((key,))
+    arrival = arrival_of_request()
+    verdict = admit_for(caller.allowed_addresses, caller.allowed_agents, arrival.address, arrival.user_agent)
+    if not verdict.allowed:
+        raise PermissionDenied("This key may not be used from here.", code=verdict.code, detail=verdict.rule)
     user = house.database.run(lambda session: house.accounts.find_user(session, caller.user_id))
     return Actor(
         user_id=user.id,

@@ -79,5 +79,15 @@ OPERATIONS: tuple[Operation, ...] = (
        "Rename an organisation"),
     _O("GET", "/sessions", "sessions", "list_sessions", _P.SESSIONS_READ, "Sessions that have not ended"),
     _O("DELETE", "/sessions/<session_id>", "sessions", "end_session", _P.SESSIONS_MANAGE, "End a session"),
+    _O("GET", "/address-rules", "address_rules", "list_address_rules", _P.ADDRESS_RULES_READ, "Address rules in force"),
+    _O("POST", "/address-rules", "address_rules", "add_address_rule", _P.ADDRESS_RULES_MANAGE,
+       "Block or allow a network, everywhere within 5 s"),
+    _O("GET", "/address-rules/<rule_id>", "address_rules", "read_address_rule", _P.ADDRESS_RULES_READ, "One address rule"),
+    _O("DELETE", "/address-rules/<rule_id>", "address_rules", "remove_address_rule", _P.ADDRESS_RULES_MANAGE,
+       "Remove an address rule, also a temporary block"),
+    _O("GET", "/kill-switches", "kill_switches", "list_kill_switches", _P.KILL_SWITCHES_READ, "Who is stopped"),
+    _O("POST", "/kill-switches", "kill_switches", "kill", _P.KILL_SWITCHES_MANAGE,
+       "Stop a key, user, project, organisation or everything, everywhere within 5 s"),
+    _O("DELETE", "/kill-switches/<subject>", "kill_switches", "unkill", _P.KILL_SWITCHES_MANAGE, "Let it go again"),
 )
 # fmt: on
