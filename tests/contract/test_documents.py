@@ -12,6 +12,7 @@ from secure_llm_proxy.cli.program import program
 from secure_llm_proxy.cli.settings import configuration_page, env_example
 from secure_llm_proxy.foundation.errors import ErrorCode
 from secure_llm_proxy.settings import load_settings
+from secure_llm_proxy.web.admin.operations import OPERATIONS, PREFIX
 from secure_llm_proxy.web.doors import DOORS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +50,16 @@ def test_every_door_is_documented() -> None:
     for door in DOORS:
         path = re.sub(r"<(\w+)>", r"{\1}", door.path.replace("<path:model>", "{id}"))
         assert f"`{door.method} {path}`" in page, door
+
+
+def test_every_operation_of_the_management_api_stands_in_its_table() -> None:
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+
+    for operation in OPERATIONS:
+        path = PREFIX + re.sub(r"<(\w+)>", r"{\1}", operation.path)
+        who = "anyone logged in" if operation.permission is None else f"`{operation.permission}`"
+        step_up = "yes" if operation.step_up else "no"
+        assert f"| `{operation.method} {path}` | {who} | {step_up} | {operation.summary} |" in page
 
 
 def test_every_command_of_the_contract_exists_and_every_documented_one_too() -> None:

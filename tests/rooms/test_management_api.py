@@ -13,8 +13,7 @@ from werkzeug.test import TestResponse
 from secure_llm_proxy.foundation.errors import ErrorCode
 from secure_llm_proxy.settings import Settings, ThrottlingSettings
 from secure_llm_proxy.vocabulary.events import AuditType
-from secure_llm_proxy.web.admin.frame import endpoint_of
-from secure_llm_proxy.web.admin.openapi import openapi_document
+from secure_llm_proxy.web.admin.catalogue import ENDPOINTS, openapi_document
 from secure_llm_proxy.web.admin.operations import OPERATIONS, PREFIX
 from secure_llm_proxy.web.admin.resources.keys import KeyChange, Limits
 from secure_llm_proxy.web.doors import DOORS, Guard
@@ -58,9 +57,10 @@ def test_every_operation_has_its_code_its_door_and_its_view(management: Manageme
     doors = {door.endpoint: door for door in DOORS if door.guard is Guard.MANAGEMENT}
 
     assert len({operation.name for operation in OPERATIONS}) == len(OPERATIONS)
+    assert set(ENDPOINTS) == {operation.name for operation in OPERATIONS}
     assert set(doors) == {operation.endpoint for operation in OPERATIONS}
     for operation in OPERATIONS:
-        assert endpoint_of(operation).run is not None
+        assert ENDPOINTS[operation.name].run is not None
         assert rules[operation.endpoint].rule == doors[operation.endpoint].path == PREFIX + operation.path
         assert doors[operation.endpoint].permission is operation.permission
 
@@ -582,7 +582,7 @@ def test_sql_in_any_place_of_a_request_is_text(management: ManagementRoom, owner
         path = PREFIX + operation.path
         for part in _parts(operation.path):
             path = path.replace(f"<{part}>", text.replace("/", ""))
-        takes = endpoint_of(operation).takes
+        takes = ENDPOINTS[operation.name].takes
         wanted = dict.fromkeys(takes.model_fields, text)
         if operation.method in {"GET", "DELETE"}:
             answers += [owner.ask(operation.method, path, query_string={name: text}) for name in takes.model_fields]

@@ -6,6 +6,7 @@ from flask import Flask
 from flask_wtf.csrf import CSRFProtect
 
 from secure_llm_proxy.vocabulary.events import AuditType
+from secure_llm_proxy.web.admin.catalogue import ENDPOINTS
 from secure_llm_proxy.web.admin.csrf import RequestSessions
 from secure_llm_proxy.web.admin.errors import management_error_body
 from secure_llm_proxy.web.admin.frame import BODY_BYTES_MAX, make_management_doors
@@ -44,6 +45,6 @@ def make_management_app(web: WebHouse, house: ManagementHouse) -> Flask:
     install_hooks(app, Manner(judge=guard, recorded_as=AuditType.AUTH_EVENT, body_of=management_error_body))
     csrf.init_app(app)
     make_login_manager().init_app(app, add_context_processor=False)
-    for doors in (make_auth_doors(), make_management_doors()):
+    for doors in (make_auth_doors(), make_management_doors(ENDPOINTS)):
         app.register_blueprint(doors)
     return app

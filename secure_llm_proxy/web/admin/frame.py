@@ -6,7 +6,6 @@ it returns a model. Everything else is here: unknown members and parameters are 
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -183,38 +182,28 @@ def endpoint(
     return Endpoint(run, takes, gives, status, conflicts, versioned, frozenset(also))
 
 
-@cache
-def endpoint_of(operation: Operation) -> Endpoint:
-    """The code behind an operation; loaded when it is asked for first."""
-    module = importlib.import_module(f"secure_llm_proxy.web.admin.resources.{operation.resource}")
-    found = module.ENDPOINTS[operation.name]
-    assert isinstance(found, Endpoint)
-    return found
-
-
-def make_management_doors() -> Blueprint:
+def make_management_doors(endpoints: Mapping[str, Endpoint]) -> Blueprint:
     doors = Blueprint("management", __name__, url_prefix=PREFIX)
     for operation in OPERATIONS:
         doors.add_url_rule(
             operation.path,
             operation.name,
-            _view_of(operation),
+            _view_of(operation, endpoints[operation.name]),
             methods=[operation.method],
             provide_automatic_options=False,
         )
     return doors
 
 
-def _view_of(operation: Operation) -> Callable[..., Response]:
+def _view_of(operation: Operation, found: Endpoint) -> Callable[..., Response]:
     def answer(**path: str) -> Response:
-        return perform(operation, path)
+        return _perform(operation, found, path)
 
     return answer
 
 
-def perform(operation: Operation, path: Mapping[str, str]) -> Response:
+def _perform(operation: Operation, found: Endpoint, path: Mapping[str, str]) -> Response:
     arrival = arrival_of_request()
-    found = endpoint_of(operation)
     for value in path.values():
         if _IDENTIFIER.match(value) is None:
             # What can't be an identifier names nothing; PostgreSQL would stumble over a NUL.

@@ -6,7 +6,7 @@ Source: OpenAPI 3.1.1 (2024-10-24), JSON Schema 2020-12.
 from __future__ import annotations
 
 import re
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,8 +14,8 @@ from pydantic.json_schema import models_json_schema
 
 from secure_llm_proxy import __version__
 from secure_llm_proxy.foundation.errors import ErrorCode
-from secure_llm_proxy.web.admin.frame import Endpoint, endpoint_of
-from secure_llm_proxy.web.admin.operations import OPERATIONS, PREFIX, Operation
+from secure_llm_proxy.web.admin.frame import Endpoint
+from secure_llm_proxy.web.admin.operations import PREFIX, Operation
 
 _PATH_PART = re.compile(r"<(\w+)>")
 _DEFINITIONS = "#/components/schemas/{model}"
@@ -37,24 +37,24 @@ _MEANINGS = {
 _ALWAYS = frozenset({400, 401, 403, 421, 429, 500, 503})
 
 
-@cache
-def openapi_document() -> dict[str, Any]:
-    models: dict[type[BaseModel], None] = {}
-    for operation in OPERATIONS:
-        found = endpoint_of(operation)
-        models[found.gives] = None
-        if _has_body(operation):
-            models[found.takes] = None
+def make_document(operations: Sequence[Operation], endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:
+    taken = {endpoints[operation.name].takes for operation in operations if _has_body(operation)}
+    given = {endpoints[operation.name].gives for operation in operations}
     names, schema = models_json_schema(
         # What is taken and what is given may differ in form (a moment), so each is described in its own mode.
-        [(model, "validation" if model in _taken() else "serialization") for model in models],
+        [
+            *((model, "validation") for model in sorted(taken, key=_name)),
+            *((model, "serialization") for model in sorted(given, key=_name)),
+        ],
         ref_template=_DEFINITIONS,
     )
     references: dict[type, Any] = {model: reference for (model, _mode), reference in names.items()}
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
+    for operation in operations:
         path = PREFIX + _PATH_PART.sub(r"{\1}", operation.path)
-        paths.setdefault(path, {})[operation.method.lower()] = _described(operation, endpoint_of(operation), references)
+        paths.setdefault(path, {})[operation.method.lower()] = _described(
+            operation, endpoints[operation.name], references
+        )
     return {
         "openapi": "3.1.1",
         "info": {
@@ -183,9 +183,8 @@ def _has_body(operation: Operation) -> bool:
     return operation.method not in {"GET", "DELETE"}
 
 
-@cache
-def _taken() -> frozenset[type[BaseModel]]:
-    return frozenset(endpoint_of(operation).takes for operation in OPERATIONS if _has_body(operation))
+def _name(model: type[BaseModel]) -> str:
+    return model.__name__
 
 
 def _response_name(status: int) -> str:

@@ -1,7 +1,7 @@
 """Every operation of the management API, one line each: doors, views and the OpenAPI document are made of this table.
 
-It names permissions and no code, so that the guard's table costs no import. `name` is the key in `ENDPOINTS` of the module
-`resources.<resource>`, which is loaded when the management API is asked for the first time.
+It names permissions and no code, so that the guard's table costs no import. `name` is a key of `catalogue.ENDPOINTS`, which is
+loaded when the management API is asked for the first time.
 """
 
 from __future__ import annotations
