@@ -127,6 +127,11 @@ class KillSwitches:
             )
         return KillSwitch(found, removed.reason, removed.created_by, removed.created_at)
 
+    def stops(self, session: Session, *subjects: str) -> bool:
+        """Whether there is a switch for one of these ids."""
+        stopped = select(KillSwitchRow.subject).where(KillSwitchRow.subject.in_(subjects)).limit(1)
+        return session.scalar(stopped) is not None
+
     def listing(self, session: Session) -> list[KillSwitch]:
         """Every switch, oldest first. One whose subject is gone is listed with its id as its name."""
         rows = session.scalars(select(KillSwitchRow).order_by(KillSwitchRow.created_at, KillSwitchRow.subject)).all()

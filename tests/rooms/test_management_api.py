@@ -527,6 +527,25 @@ def test_a_person_is_stopped_and_let_go_without_a_step_up(management: Management
     assert management.announced == [user.id, user.id, "everything", user.id]
 
 
+def test_who_is_stopped_does_not_manage_and_does_not_let_go_of_themselves(management: ManagementRoom) -> None:
+    boss = management.as_role("owner")
+    user = management.person("bob", "admin")
+    theirs = management.client(management.session_of(user))
+    boss.ask("POST", "/api/v1/kill-switches", {"subject": user.id, "reason": "stolen laptop"})
+
+    refused = [
+        theirs.ask("GET", "/api/v1/me"),
+        theirs.ask("GET", "/auth/me"),
+        theirs.ask("DELETE", f"/api/v1/kill-switches/{user.id}"),
+    ]
+    boss.ask("DELETE", f"/api/v1/kill-switches/{user.id}")
+    boss.ask("POST", "/api/v1/kill-switches", {"subject": "everything", "reason": "drill"})
+
+    assert [(answer.status_code, code_of(answer)) for answer in refused] == [(403, "killed")] * 3
+    assert theirs.ask("GET", "/api/v1/me").status_code == 200
+    assert boss.ask("DELETE", "/api/v1/kill-switches/everything").status_code == 200
+
+
 def test_only_the_organisation_that_runs_the_deployment_stops_everything(management: ManagementRoom) -> None:
     foreign = management.as_role("admin", management.organisation("Other").id)
     boss = management.as_role("owner")

@@ -68,17 +68,21 @@ def actor_of(live: LiveSession, *, by_cookie: bool) -> Actor:
 def _by_session(secret: str, *, by_cookie: bool) -> Actor:
     house = the_management()
 
-    def find(session: Session) -> LiveSession | None:
+    def find(session: Session) -> tuple[LiveSession | None, bool]:
         live = house.sessions.find(session, secret)
-        if live is not None:
-            house.sessions.touch(session, live)
-        return live
+        if live is None:
+            return None, False
+        house.sessions.touch(session, live)
+        # Not a switch for everything: somebody must be able to let go of it.
+        return live, house.kill_switches.stops(session, live.user_id, live.organisation_id)
 
-    live = house.database.run(find)
+    live, is_stopped = house.database.run(find)
     kind = "browser" if by_cookie else "token"
     # A stolen cookie sent as a header would pass by CSRF; a token set as a cookie would be sent by itself.
     if live is None or (live.kind != kind and live.state == "active"):
         raise AuthenticationFailed("The session is not valid (any more); log in again.", code=ErrorCode.SESSION_INVALID)
+    if is_stopped:
+        raise PermissionDenied("You have been stopped by an operator.", code=ErrorCode.KILLED)
     return actor_of(live, by_cookie=by_cookie)
 
 
