@@ -30,7 +30,7 @@ hypothesis_settings.register_profile("patient", deadline=None, suppress_health_c
 hypothesis_settings.load_profile("patient")
 
 # Roomy limits: journeys share one address and often one key. Tests of limits start a proxy of their own.
-ROOMY = {"RATE_LIMIT_PER_MINUTE": "6000", "RATE_LIMIT_BURST": "1000"}
+ROOMY = {"RATE_LIMIT_PER_MINUTE": "6000", "RATE_LIMIT_BURST": "1000", "LOGIN_RATE_LIMIT_PER_MINUTE": "6000"}
 
 
 class OutsideConnection(AssertionError):

@@ -151,17 +151,10 @@ def test_one_code_sent_by_many_at_once_lets_one_in(managed: RunningProxy) -> Non
 def test_a_cookie_is_nothing_at_the_data_plane_and_a_plain_key_nothing_at_management(
     managed: RunningProxy, api_key_of_managed: str
 ) -> None:
-    name = managed.create_user()
-    token = json.loads(managed.command("reset-password", "--username", name, "--json").stdout)["setup_token"]
-    ask(managed, "POST", "/auth/setup", body={"token": token, "password": PASSWORD})
-    asked = json.dumps({"username": name, "password": PASSWORD, "cookie": True})
-    with connection_to(managed) as connection:
-        connection.request("POST", "/auth/login", body=asked, headers={"Content-Type": "application/json"})
-        login = connection.getresponse()
-        told, set_cookies = json.loads(login.read()), login.headers.get_all("Set-Cookie") or []
-    (session_cookie,) = [text for text in set_cookies if text.startswith("slp_sid=")]
+    told, session_cookie = log_in_by_browser(managed, make_member(managed))
     cookie = {"Cookie": session_cookie.partition(";")[0]}
 
+    assert session_cookie.startswith("slp_sid=")
     assert "session_token" not in told
     assert ask(managed, "GET", "/auth/me", headers=cookie).status == 200
     for method, path, body in (("POST", "/chat", {"prompt": "hi"}), ("GET", "/v1/models", None)):
@@ -169,6 +162,46 @@ def test_a_cookie_is_nothing_at_the_data_plane_and_a_plain_key_nothing_at_manage
         assert (refused.status, refused.error_code) == (401, "missing_api_key")
     refused = ask(managed, "GET", "/api/v1/me", key=api_key_of_managed)
     assert (refused.status, refused.error_code) == (401, "key_not_for_management")
+
+
+def test_behind_nginx_a_browsers_cookie_is_bound_to_the_host_and_good_at_every_worker(
+    clustered_proxy: RunningProxy,
+) -> None:
+    told, session_cookie = log_in_by_browser(clustered_proxy, make_member(clustered_proxy))
+    cookie = {"Cookie": session_cookie.partition(";")[0]}
+    own = {**cookie, "X-CSRF-Token": str(told["csrf_token"]), "Origin": clustered_proxy.base_url}
+
+    seen = {ask(clustered_proxy, "GET", "/auth/me", headers=cookie).status for _ in range(9)}
+    foreign = ask(clustered_proxy, "POST", "/auth/logout", headers={**own, "Origin": "https://evil.test"}, body={})
+    without = ask(clustered_proxy, "POST", "/auth/logout", headers=cookie, body={})
+    done = ask(clustered_proxy, "POST", "/auth/logout", headers=own, body={})
+
+    assert session_cookie.startswith("__Host-slp_sid=slp_sess_")
+    assert {"Secure", "HttpOnly", "SameSite=Strict", "Path=/"} <= set(session_cookie.split("; "))
+    assert seen == {200}
+    assert (foreign.error_code, without.error_code) == ("csrf_failed", "csrf_failed")
+    assert done.status == 200
+    # At once: each request asks the database.
+    assert {ask(clustered_proxy, "GET", "/auth/me", headers=cookie).status for _ in range(9)} == {401}
+
+
+def make_member(proxy: RunningProxy) -> str:
+    """A member with PASSWORD, set by a one-time token."""
+    name = proxy.create_user()
+    token = json.loads(proxy.command("reset-password", "--username", name, "--json").stdout)["setup_token"]
+    assert ask(proxy, "POST", "/auth/setup", body={"token": token, "password": PASSWORD}).status == HTTPStatus.OK
+    return name
+
+
+def log_in_by_browser(proxy: RunningProxy, username: str) -> tuple[dict[str, object], str]:
+    """The login's answer, and the session's `Set-Cookie`."""
+    asked = json.dumps({"username": username, "password": PASSWORD, "cookie": True})
+    with connection_to(proxy) as connection:
+        connection.request("POST", "/auth/login", body=asked, headers={"Content-Type": "application/json"})
+        login = connection.getresponse()
+        told, set_cookies = json.loads(login.read()), login.headers.get_all("Set-Cookie") or []
+    (session_cookie,) = [text for text in set_cookies if "slp_sid=" in text]
+    return told, session_cookie
 
 
 @pytest.fixture(scope="module")

@@ -139,8 +139,9 @@ def make_management_room(folder: Path, settings: Settings | None = None, url: st
     if url is None:
         path = folder / "management.db"
         path.write_bytes(_migrated())
-        url = f"sqlite:///{path}"
-    database = Database(DatabaseSettings.model_validate({"url": url}))
+        database = Database(DatabaseSettings.model_validate({"url": f"sqlite:///{path}"}))
+    else:
+        database = migrated_database(url)
     room = IdentityRoom(database)
     section = IdentitySettings.model_validate(settings.identity.model_dump())
     small = make_house()

@@ -1,0 +1,64 @@
+"""Limits of the management doors over several workers: kept in Redis, and by each worker alone while that is away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from secure_llm_proxy.settings import RedisSettings, Settings, ThrottlingSettings
+from tests.support.management_house import ManagementRoom, make_management_room
+from tests.support.redis_server import PrivateRedis
+
+TRY = {"token": "x", "password": "y"}
+
+
+def two_workers(folder: Path, redis_url: str, *, tries: int) -> list[ManagementRoom]:
+    settings = Settings(
+        throttling=ThrottlingSettings(login_requests_per_minute=tries),
+        redis=RedisSettings(url=SecretStr(redis_url), timeout_s=1.0),
+    )
+    places = [folder / "one", folder / "other"]
+    for place in places:
+        place.mkdir()
+    return [make_management_room(place, settings) for place in places]
+
+
+def spend(workers: Sequence[ManagementRoom], times: int) -> list[int]:
+    """Tries of one address, by turns; what each was answered."""
+    return [
+        workers[number % len(workers)].client().ask("POST", "/auth/setup", TRY).status_code for number in range(times)
+    ]
+
+
+def assert_limited(statuses: list[int], limit: int) -> None:
+    """The window slides while a test runs, so one or two more may pass than the limit says."""
+    assert statuses[:limit] == [400] * limit
+    assert limit <= statuses.count(400) <= limit + 2
+    assert statuses.count(400) + statuses.count(429) == len(statuses)
+
+
+def test_workers_count_an_addresss_tries_together(tmp_path: Path) -> None:
+    with PrivateRedis(password="correct-horse-battery") as redis:
+        workers = two_workers(tmp_path, redis.url, tries=6)
+
+        statuses = spend(workers, 14)
+
+    for worker in workers:
+        worker.room.database.close()
+    assert_limited(statuses, 6)
+
+
+def test_while_redis_is_away_each_worker_counts_alone_and_nobody_is_unlimited(tmp_path: Path) -> None:
+    with PrivateRedis(password="correct-horse-battery") as redis:
+        workers = two_workers(tmp_path, redis.url, tries=4)
+        before = spend(workers, 2)
+
+    statuses = [spend([worker], 10) for worker in workers]
+
+    for worker in workers:
+        worker.room.database.close()
+    assert before == [400, 400]
+    for each in statuses:
+        assert_limited(each, 4)
