@@ -396,6 +396,21 @@ def test_a_member_has_keys_of_their_own_and_sees_no_others(management: Managemen
     assert admin.ask("GET", f"/api/v1/keys/{others.api_key.id}").get_json()["status"] == "active"
 
 
+@pytest.mark.parametrize("role", ["admin", "operator"])
+def test_a_key_gives_nobody_what_the_own_role_does_not(management: ManagementRoom, role: str) -> None:
+    auditor = management.person("auditor", "auditor")
+    theirs = management.room.make_key("auditor", kind="adm")
+    client = management.as_role(role)
+
+    made = client.ask("POST", "/api/v1/keys", {"user_id": auditor.id, "name": "k", "kind": "adm"})
+    rotated = client.ask("POST", f"/api/v1/keys/{theirs.api_key.id}/rotate", {"overlap_s": 0})
+    revoked = client.ask("DELETE", f"/api/v1/keys/{theirs.api_key.id}")
+
+    assert (made.status_code, rotated.status_code) == (403, 403)
+    assert revoked.status_code == 200
+    assert acts(management) == ["key.revoke"]
+
+
 def test_too_many_keys_are_409(admin: ManagementClient) -> None:
     statuses = [admin.ask("POST", "/api/v1/me/keys", {"name": f"k{number}"}).status_code for number in range(6)]
 
@@ -545,6 +560,24 @@ def test_who_is_stopped_does_not_manage_and_does_not_let_go_of_themselves(manage
     assert [(answer.status_code, code_of(answer)) for answer in refused] == [(403, "killed")] * 3
     assert theirs.ask("GET", "/api/v1/me").status_code == 200
     assert boss.ask("DELETE", "/api/v1/kill-switches/everything").status_code == 200
+
+
+def test_an_organisation_is_stopped_by_its_administrators_and_never_locks_an_owner_out(
+    management: ManagementRoom,
+) -> None:
+    owner, admin, operator = (management.as_role(role) for role in ("owner", "admin", "operator"))
+    organisation = owner.ask("GET", "/api/v1/me").get_json()["organisation_id"]
+    wanted = {"subject": organisation, "reason": "drill"}
+
+    by_operator = operator.ask("POST", "/api/v1/kill-switches", wanted)
+    by_admin = admin.ask("POST", "/api/v1/kill-switches", wanted)
+    stopped = [client.ask("GET", "/api/v1/me").status_code for client in (admin, operator)]
+    let_go = owner.ask("DELETE", f"/api/v1/kill-switches/{organisation}")
+
+    assert (by_operator.status_code, by_admin.status_code) == (403, 201)
+    assert stopped == [403, 403]
+    assert let_go.status_code == 200
+    assert admin.ask("GET", "/api/v1/me").status_code == 200
 
 
 def test_only_the_organisation_that_runs_the_deployment_stops_everything(management: ManagementRoom) -> None:

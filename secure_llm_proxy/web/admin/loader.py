@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from secure_llm_proxy.admission import admit_for
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, PermissionDenied
-from secure_llm_proxy.identity import LiveSession
+from secure_llm_proxy.identity import LiveSession, Role
 from secure_llm_proxy.web.admin.actor import Actor, nobody
 from secure_llm_proxy.web.admin.cookies import session_cookie
 from secure_llm_proxy.web.admin.house import the_management
@@ -73,8 +73,9 @@ def _by_session(secret: str, *, by_cookie: bool) -> Actor:
         if live is None:
             return None, False
         house.sessions.touch(session, live)
-        # Not a switch for everything: somebody must be able to let go of it.
-        return live, house.kill_switches.stops(session, live.user_id, live.organisation_id)
+        # Not a switch for everything, and an owner by no organisation's: somebody must be able to let go of it.
+        subjects = (live.user_id,) if live.role is Role.OWNER else (live.user_id, live.organisation_id)
+        return live, house.kill_switches.stops(session, *subjects)
 
     live, is_stopped = house.database.run(find)
     kind = "browser" if by_cookie else "token"

@@ -14,7 +14,7 @@ _BELOW = tuple(place + "/" for place in _PLACES)
 class ManagementMount:
     """A WSGI application around the data plane's: whatever is asked of `/auth` and `/api/v1` goes to the other one.
 
-    Loading it takes a third of a second and 20 MB, which the first to ask waits for; so does who is served by the same worker.
+    Loading it takes 75 ms and 6 MB (2026-11-21). The first to ask waits for it, and so does whoever is served by the same worker.
     """
 
     def __init__(self, others: WSGIApplication, make: Callable[[], WSGIApplication]) -> None:

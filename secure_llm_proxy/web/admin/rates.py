@@ -12,13 +12,14 @@ from collections.abc import Callable
 from flask import Flask
 from flask_limiter import Limiter, RateLimitExceeded
 from flask_login import current_user
-from redis import BlockingConnectionPool
+from redis import BlockingConnectionPool, RedisError
 
 from secure_llm_proxy.foundation.errors import RateLimited
 from secure_llm_proxy.settings import RedisSettings, ThrottlingSettings
 from secure_llm_proxy.web.flask_shell import arrival_of_request
 
 _CONNECTIONS = 8
+_WINDOW_S = 60
 
 
 class ManagementRates:
@@ -61,9 +62,15 @@ class ManagementRates:
         try:
             spend()
         except RateLimitExceeded:
-            limit = self._limiter.current_limit
-            wait_s = 1 if limit is None else limit.reset_at - int(time.time())
-            raise RateLimited("Too many requests; slow down.", retry_after_s=max(1, wait_s)) from None
+            raise RateLimited("Too many requests; slow down.", retry_after_s=self._wait_s()) from None
+
+    def _wait_s(self) -> int:
+        """Whole seconds until the window has moved on; a whole window when Redis left just now."""
+        limit = self._limiter.current_limit
+        try:
+            return _WINDOW_S if limit is None else max(1, limit.reset_at - int(time.time()))
+        except (RedisError, OSError):
+            return _WINDOW_S
 
 
 def _address() -> str:

@@ -12,13 +12,13 @@ from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.identity import (
     OVERLAP_S_DEFAULT,
     OVERLAP_S_MAX,
+    ROLE_PERMISSIONS,
     ApiKey,
     IssuedKey,
     KeyChanges,
     KeyKind,
     KeyStatus,
     draw_api_key,
-    may_act_on,
 )
 from secure_llm_proxy.vocabulary.audit import ClearValue
 from secure_llm_proxy.web.admin.frame import (
@@ -230,11 +230,10 @@ Chosen = Callable[[Call, Session], ApiKey]
 def _create(call: Call, asked: NewOwnKey, user_id: str) -> NewKeyTold:
     # Drawn before it exists, so that the intent names it.
     drawn = draw_api_key(asked.kind)
-    _require_own_or_lower(call, user_id)
+    call.read(lambda session: _require_may_hold(call, session, user_id, asked.kind))
 
     def create(session: Session) -> IssuedKey:
-        if user_id != call.actor.user_id:
-            touchable_user(call, session, user_id)
+        _require_may_hold(call, session, user_id, asked.kind)
         return call.house.keys.create_api_key(
             session,
             username=user_id,
@@ -265,6 +264,7 @@ def _create(call: Call, asked: NewOwnKey, user_id: str) -> NewKeyTold:
 
 def _rotate(call: Call, asked: Rotation, chosen: Chosen) -> NewKeyTold:
     before = call.read(lambda session: chosen(call, session))
+    call.read(lambda session: _require_may_hold(call, session, before.user_id, before.kind))
     drawn = draw_api_key(before.kind)
     version = call.expected_version(asked)
 
@@ -332,11 +332,14 @@ def _own(call: Call, session: Session) -> ApiKey:
     return key
 
 
-def _require_own_or_lower(call: Call, user_id: str) -> None:
+def _require_may_hold(call: Call, session: Session, user_id: str, kind: KeyKind) -> None:
+    """Raises unless the actor may be shown a new key of that user: of an administration key the actor must have every right
+    that comes with it, or a key would give what the role does not.
+    """
     if user_id == call.actor.user_id:
         return
-    user = call.read(lambda session: user_in_reach(call, session, user_id))
-    if not may_act_on(call.actor.role, user.role):
+    user = touchable_user(call, session, user_id)
+    if kind is KeyKind.ADM and not ROLE_PERMISSIONS[user.role] <= ROLE_PERMISSIONS[call.actor.role]:
         raise may_not_touch()
 
 

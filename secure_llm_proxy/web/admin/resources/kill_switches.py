@@ -8,9 +8,20 @@ from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from secure_llm_proxy.foundation.errors import OperatorError, PermissionDenied
-from secure_llm_proxy.identity import DEFAULT_ORGANISATION_ID, KillSubject, KillSwitch
+from secure_llm_proxy.identity import DEFAULT_ORGANISATION_ID, KillSubject, KillSwitch, Role, may_act_on
 from secure_llm_proxy.identity.kill_switches import EVERYTHING
-from secure_llm_proxy.web.admin.frame import Body, Call, Endpoint, Identifier, Moment, Nothing, Told, endpoint, foreign
+from secure_llm_proxy.web.admin.frame import (
+    Body,
+    Call,
+    Endpoint,
+    Identifier,
+    Moment,
+    Nothing,
+    Told,
+    endpoint,
+    foreign,
+    may_not_touch,
+)
 from secure_llm_proxy.web.admin.paging import PageQuery, page_of
 from secure_llm_proxy.web.admin.resources.users import touchable_user
 
@@ -108,6 +119,9 @@ def _require_may(call: Call, session: Session, subject: KillSubject) -> None:
         raise foreign()
     if subject.kind == "user":
         touchable_user(call, session, subject.id)
+    elif subject.kind == "organisation" and not may_act_on(call.actor.role, Role.ADMIN):
+        # It would stop the administrators.
+        raise may_not_touch()
     elif subject.kind == "key":
         touchable_user(call, session, call.house.keys.find_api_key(session, subject.id).user_id)
 
