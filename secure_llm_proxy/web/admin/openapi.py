@@ -24,6 +24,7 @@ _MEANINGS = {
     401: "Nobody has logged in, or the credential is not good (any more).",
     403: "Not permitted; `step_up_required` asks for the second factor.",
     404: "There is nothing of that name within reach.",
+    405: "What stands in the path is no identifier, and leads to something else.",
     408: "The body did not arrive in time.",
     409: "It contradicts what is there.",
     412: "It has another version than the one that was read.",
@@ -87,7 +88,7 @@ def statuses_of(operation: Operation, found: Endpoint) -> frozenset[int]:
     """Every error status that the operation may answer."""
     told = set(_ALWAYS)
     if "<" in operation.path:
-        told.add(404)
+        told |= {404, 405}
     if _has_body(operation):
         told |= {408, 413, 415}
     if found.conflicts:
