@@ -14,6 +14,7 @@ Source: DESIGN §2, §6, §7; SECURITY D8; RELIABILITY R19, R24. The arithmetic 
 replica after a failover), not Redis Cluster: a script's keys would lie on several nodes.
 """
 
+from secure_llm_proxy.throttling.buckets import address_bucket
 from secure_llm_proxy.throttling.fallback import FallbackThrottle
 from secure_llm_proxy.throttling.heartbeat import HEARTBEAT_S, run_heartbeat
 from secure_llm_proxy.throttling.holds import Hold, Throttle
@@ -32,6 +33,7 @@ __all__ = [
     "RedisThrottle",
     "Shares",
     "Throttle",
+    "address_bucket",
     "open_throttle",
     "run_heartbeat",
 ]

@@ -62,3 +62,32 @@ def test_while_redis_is_away_each_worker_counts_alone_and_nobody_is_unlimited(tm
     assert before == [400, 400]
     for each in statuses:
         assert_limited(each, 4)
+
+
+def try_from(management: ManagementRoom, address: str) -> int:
+    return management.client().ask("POST", "/auth/setup", TRY, environ_base={"REMOTE_ADDR": address}).status_code
+
+
+def test_the_addresses_of_one_ipv6_site_share_their_tries(tmp_path: Path) -> None:
+    management = make_management_room(tmp_path, Settings(throttling=ThrottlingSettings(login_requests_per_minute=3)))
+
+    one_site = [try_from(management, f"2001:db8:1:1::{number:x}") for number in range(1, 11)]
+    another = try_from(management, "2001:db8:1:2::1")
+    management.room.database.close()
+
+    assert_limited(one_site, 3)
+    assert another == 400
+
+
+def test_no_address_of_a_try_stands_in_redis_in_clear(tmp_path: Path, redis_server: PrivateRedis) -> None:
+    management, other = two_workers(tmp_path, redis_server.url, tries=3)
+
+    statuses = [try_from(management, "203.0.113.78") for _ in range(10)]
+    with redis_server.client() as client:
+        names = [str(name) for name in client.scan_iter("*management*")]
+    for worker in (management, other):
+        worker.room.database.close()
+
+    assert_limited(statuses, 3)
+    assert names != []
+    assert not [name for name in names if "203.0.113" in name]

@@ -16,6 +16,7 @@ from redis import BlockingConnectionPool, RedisError
 
 from secure_llm_proxy.foundation.errors import RateLimited
 from secure_llm_proxy.settings import RedisSettings, ThrottlingSettings
+from secure_llm_proxy.throttling import address_bucket
 from secure_llm_proxy.web.flask_shell import arrival_of_request
 
 _CONNECTIONS = 8
@@ -74,7 +75,8 @@ class ManagementRates:
 
 
 def _address() -> str:
-    return arrival_of_request().address
+    """A pseudonym, as everywhere in Redis; of IPv6 the /64, whose addresses one client can change at will."""
+    return address_bucket(arrival_of_request().address)
 
 
 def _person() -> str:
