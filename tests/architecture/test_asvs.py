@@ -12,6 +12,8 @@ from typing import Final
 
 import pytest
 
+from secure_llm_proxy.identity import ROLE_PERMISSIONS, Permission, Role
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "asvs.toml"
 KINDS = ("tests", "reason", "open")
@@ -165,3 +167,18 @@ def test_every_test_that_the_threat_model_names_exists() -> None:
     assert len(named) > 50
     assert page.count("::") == len(re.findall(r"`test_\w+::test_\w+`", page)) + 1, "the page's one example, and names"
     assert sorted(named - found) == []
+
+
+def test_the_threat_model_has_the_roles_and_permissions_of_the_code() -> None:
+    page = (ROOT / "docs" / "threat-model.md").read_text("utf-8").partition("## Roles\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    (head, _, *told) = rows
+
+    roles = [Role(name) for name in head[1:]]
+    expected = [
+        [f"`{permission}`", *("yes" if permission in ROLE_PERMISSIONS[role] else "" for role in roles)]
+        for permission in Permission
+    ]
+
+    assert set(roles) == set(Role)
+    assert told == expected
