@@ -237,7 +237,12 @@ def _try_cases(
 ) -> None:
     @given(case=cases)
     @settings(
-        max_examples=4, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=4,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     def answers_as_declared(case: Case[Any]) -> None:
         case.call_and_validate(base_url=base_url, headers=headers, checks=checks)
