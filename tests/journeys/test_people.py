@@ -48,7 +48,8 @@ def test_people_keys_and_those_who_want_to_be_them(deployment: RunningProxy, pro
     token = json.loads(made.stdout)["setup_token"]
     assert ask(deployment, "POST", "/auth/setup", body={"token": token, "password": PASSWORD}).status == 200
     pending = str(log_in(deployment, "root", PASSWORD).json["pending_token"])
-    app = pyotp.TOTP(str(ask(deployment, "POST", "/auth/mfa/enrol", key=pending, body={}).json["secret"]))
+    begun = ask(deployment, "POST", "/auth/mfa/enrol", key=pending, body={}).json
+    app = pyotp.TOTP(str(begun["secret"]))
     code = app.now()
     enrolled = ask(deployment, "POST", "/auth/mfa/confirm", key=pending, body={"mfa_code": code})
     assert enrolled.status == 200
@@ -127,3 +128,13 @@ def test_people_keys_and_those_who_want_to_be_them(deployment: RunningProxy, pro
     assert deployment.command("audit", "verify").returncode == 0
     events = {str(line.get("ev")) for line in audit_lines(deployment)}
     assert {"LOGIN", "AUTHENTICATION_FAILED", "ADMIN_CHANGE", "CHAT_REQUEST"} <= events
+
+    # while nothing that was secret is kept in clear anywhere (SECURITY A13)
+    recovery = enrolled.json["recovery_codes"]
+    assert isinstance(recovery, list)
+    secrets_told = [PASSWORD, OTHER_PASSWORD, token, app.secret, pending, admin, session, key, successor, *recovery]
+    kept = {path: path.read_bytes() for path in deployment.instance.rglob("*") if path.is_file()}
+    assert any(b"ada@example.org" in content for content in kept.values()), "the database is among them"
+    for secret in [*secrets_told, user["setup_token"], enrolled.json["session_token"]]:
+        assert [str(path) for path, content in kept.items() if str(secret).encode() in content] == []
+        assert str(secret) not in deployment.log_text()
