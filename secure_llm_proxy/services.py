@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 PROVIDER = "openai_compatible"
 DEMO = "demo"
 _TROUBLE_KEPT_S = 1.0
+_CLEAN_UP_S = 3600.0
 
 
 @dataclass
@@ -101,9 +102,14 @@ class Services:
         flush_s = self.settings.identity.last_used_flush_s
         self._greenlets.append(gevent.spawn(_repeat, self.identity.flush_last_used, flush_s))
         self._greenlets.append(gevent.spawn(self.watch.run))
+        self._greenlets.append(gevent.spawn(_repeat, self._clean_up, _CLEAN_UP_S))
         if self.settings.redis.url is not None:
             self._greenlets.append(gevent.spawn(run_heartbeat, self.throttle, Event()))
             self._greenlets.append(gevent.spawn(listen_for_revocations, self.settings.redis, self._hear))
+
+    def _clean_up(self) -> None:
+        """What strangers can make grow, failed logins for one, goes by itself; `cleanup-sessions` does it at once."""
+        self.database.run(self.sessions.cleanup)
 
     def _hear(self, subject: str) -> None:
         """Somebody announces that `subject` is revoked, killed, or may ask again."""

@@ -24,7 +24,7 @@ from secure_llm_proxy.gateway.docket import Docket, House
 from secure_llm_proxy.gateway.leaks import keys_in_body, quarantine_ours
 from secure_llm_proxy.gateway.provenance import clear_identity, origin_of
 from secure_llm_proxy.vocabulary.audit import AuditEvent
-from secure_llm_proxy.vocabulary.caller import KIND_ADMINISTRATION, Caller, RateClass
+from secure_llm_proxy.vocabulary.caller import KIND_ADMINISTRATION, KIND_SESSION, Caller, RateClass
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Route
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 
@@ -97,7 +97,8 @@ def throttle(house: House, docket: Docket, caller: Caller) -> None:
     if caller.requests_per_minute is not None or caller.burst is not None or caller.concurrent is not None:
         key_class = _own_class(key_class, caller.requests_per_minute, caller.burst, caller.concurrent)
     hold = house.throttle.take(
-        key_id=caller.key_id,
+        # One bucket for all sessions of a person: signing in again is no way to a fresh one.
+        key_id=caller.user_id if caller.kind == KIND_SESSION else caller.key_id,
         key_class=key_class,
         address=docket.inbound.address,
         address_class=house.address_class,

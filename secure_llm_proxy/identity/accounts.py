@@ -154,7 +154,8 @@ class Accounts:
     def credentials_of(self, session: Session, normalised: str, *, hold: bool = False) -> Credentials | None:
         """Of the user of that normalised name, held until the transaction ends if `hold`."""
         wanted = select(UserRow).where(UserRow.username_normalised == normalised)
-        row = session.scalar(wanted.with_for_update() if hold else wanted)
+        # The key stays shared: rows that only refer to the user may be made meanwhile, by whoever holds what we want next.
+        row = session.scalar(wanted.with_for_update(key_share=True) if hold else wanted)
         return (
             None
             if row is None
@@ -263,6 +264,8 @@ class Accounts:
             _leave_projects(session, row.id)
         if (role, organisation_id) != (row.role, row.organisation_id):
             end_sessions_of(session, row.id, "privileges_changed", now)
+            # Whoever was shown one for the old role must not come in by it as the new one.
+            self._void_tokens(session, row, now)
         row.email, row.role, row.organisation_id = email, role, organisation_id
         with session.no_autoflush:
             revoked = revoke_rows([key for key in keys if _is_lost(session, row, key)], now)

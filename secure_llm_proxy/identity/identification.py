@@ -318,6 +318,8 @@ class Identity:
                 self._known.clear()
                 self._anonymous_is_killed = None
                 self._page_after = ""
+                if self._session_callers is not None:
+                    self._session_callers.forget()
             else:
                 for kid in changes.kids:
                     self._known.drop(kid)

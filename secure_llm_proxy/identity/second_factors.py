@@ -198,11 +198,12 @@ class SecondFactors:
 
     def remove(self, session: Session, user_id: str) -> bool:
         """Whether there was a factor, or the beginning of one. Its recovery codes and the user's sessions end with it."""
+        # First, as everywhere: the user is held before the sessions, and those before the factor.
+        end_sessions_of(session, user_id, "second_factor_changed", self._clock.now())
         removed = session.execute(
             delete(TotpFactorRow).where(TotpFactorRow.user_id == user_id).returning(TotpFactorRow.user_id)
         ).all()
         session.execute(delete(RecoveryCodeRow).where(RecoveryCodeRow.user_id == user_id))
-        end_sessions_of(session, user_id, "second_factor_changed", self._clock.now())
         return bool(removed)
 
     def state(self, session: Session, user_id: str) -> SecondFactorState:

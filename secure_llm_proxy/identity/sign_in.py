@@ -140,11 +140,13 @@ class SignIn:
                 raise _login_failed("too many second factors", wanted.wait_s)
 
         def finish(session: Session) -> SignedIn | SecondFactorWanted | EnrolmentWanted:
-            self._same(session, attempt.name, known)
+            # As the user is now: who was promoted meanwhile owes what the new role owes.
+            user = self._same(session, attempt.name, known)
             enrolled = self._second_factors.state(session, user.id).enrolled
             if enrolled and code is not None:
                 left = self._show(session, user.id, code, by_recovery=by_recovery, wait_s=attempt.wait_s)
-                return self._signed_in(session, attempt, kind, address, agent, device, self._clock.now(), left)
+                shown_at = self._second_factor_moment(by_recovery=by_recovery)
+                return self._signed_in(session, attempt, kind, address, agent, device, shown_at, left)
             owed = self._accounts.owes_second_factor(user.role, mfa_required=user.mfa_required)
             if not enrolled and not owed:
                 return self._signed_in(session, attempt, kind, address, agent, device, None, None)
@@ -167,6 +169,7 @@ class SignIn:
         recovery_code: str | None = None,
         address: str,
         agent: str,
+        device: str | None = None,
     ) -> SignedIn:
         """The pending session becomes an active one under a new secret.
 
@@ -191,10 +194,11 @@ class SignIn:
         def finish(session: Session) -> SignedIn:
             current = self._sessions.still(session, live)
             left = self._show(session, live.user_id, code, by_recovery=by_recovery, wait_s=trial.wait_s)
+            shown_at = self._second_factor_moment(by_recovery=by_recovery)
             opened = self._sessions.rotate(
-                session, current, state="active", second_factor_at=self._clock.now(), address=address, agent=agent
+                session, current, state="active", second_factor_at=shown_at, address=address, agent=agent
             )
-            return self._welcome(session, opened, None, left)
+            return self._welcome(session, opened, device, left)
 
         return self._database.run(finish)
 
@@ -382,8 +386,11 @@ class SignIn:
         refusal, wait_s = None, trial.wait_s
         if not trial.allowed:
             refusal = "too many failures from this place"
-        elif not self._troubles.try_account(session, name) and not (known or by_device or by_place):
-            refusal, wait_s = "too many failures of this account", self._settings.lockout_s
+        elif not self._troubles.try_account(session, name):
+            # The same wait for everybody: else it would tell from where somebody signs in, and whether he exists.
+            wait_s = self._settings.lockout_s
+            if not (known or by_device or by_place):
+                refusal = "too many failures of this account"
         return _Attempt(name, credentials, counted_at, wait_s, refusal)
 
     def _try_if_enrolled(self, session: Session, user_id: str, name: str) -> Trial | None:
@@ -391,11 +398,16 @@ class SignIn:
             return None
         return self._troubles.try_second_factor(session, name)
 
-    def _same(self, session: Session, name: str, stored: PasswordHash) -> None:
-        """The user may still sign in with the password that was judged. Held until the transaction ends."""
+    def _second_factor_moment(self, *, by_recovery: bool) -> datetime | None:
+        """When the second factor was shown, for step-ups. A recovery code signs in and opens nothing that is dangerous."""
+        return None if by_recovery else self._clock.now()
+
+    def _same(self, session: Session, name: str, stored: PasswordHash) -> User:
+        """The user, who may still sign in with the password that was judged. Held until the transaction ends."""
         current = self._accounts.credentials_of(session, name, hold=True)
         if current is None or current.password_hash != stored or _may_not(current.user):
             raise _login_failed("the account changed meanwhile", None)
+        return current.user
 
     def _active(self, session: Session, live: LiveSession) -> LiveSession:
         current = self._sessions.still(session, live)

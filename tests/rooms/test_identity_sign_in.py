@@ -17,12 +17,20 @@ from secure_llm_proxy.foundation.errors import (
     ProxyError,
     Unavailable,
 )
-from secure_llm_proxy.identity import EnrolmentWanted, PasswordHash, SecondFactorWanted, SignedIn, User
+from secure_llm_proxy.identity import (
+    Accounts,
+    EnrolmentWanted,
+    PasswordHash,
+    SecondFactorWanted,
+    SignedIn,
+    SignIn,
+    User,
+)
 from secure_llm_proxy.identity.login_troubles import place_of
 from secure_llm_proxy.identity.passwords import PasswordCheck, PasswordVault
-from tests.support.identity_room import PASSWORD_PEPPER, migrated_database
+from tests.support.identity_room import PASSWORD_PEPPER, PEPPER, migrated_database
 from tests.support.postgresql import PrivatePostgreSQL
-from tests.support.sign_in_room import ELSEWHERE, OFFICE, PASSPHRASE, App, SignInRoom
+from tests.support.sign_in_room import ELSEWHERE, LOGIN_PEPPER, OFFICE, PASSPHRASE, App, SignInRoom
 
 SENTENCE = "The username, password or code is not right."
 OTHER_PASSPHRASE = "green ferry under two bridges"
@@ -181,15 +189,37 @@ def test_a_recovery_code_signs_in_once_and_tells_how_many_are_left(room: SignInR
 
     assert isinstance(signed, SignedIn)
     assert signed.recovery_codes_left == 9
+    assert signed.session.second_factor_at is None, "it opens nothing that asks for a step-up"
     assert refusal_of(room, admin.username, PASSPHRASE, recovery_code=code).detail == "wrong recovery code"
+
+
+def test_who_is_promoted_while_the_password_is_compared_owes_what_the_new_role_owes(
+    room: SignInRoom, member: User
+) -> None:
+    class Promoting(Accounts):
+        """An administrator is quick."""
+
+        def check_password(self, stored: PasswordHash | None, password: str) -> PasswordCheck:
+            room.run(lambda session: room.accounts.update_user(session, member.id, {"role": "admin"}))
+            return super().check_password(stored, password)
+
+    accounts = Promoting(room.section, room.clock, pepper=PEPPER, password_pepper=PASSWORD_PEPPER)
+    sign_in = SignIn(
+        room.section, room.clock, room.database, accounts, room.second_factors, room.sessions, pepper=LOGIN_PEPPER
+    )
+
+    outcome = sign_in.password(member.username, PASSPHRASE, address=OFFICE, agent="t", kind="token")
+
+    assert isinstance(outcome, EnrolmentWanted)
 
 
 def test_a_waiting_sign_in_takes_one_code_and_is_over(room: SignInRoom, admin: User) -> None:
     app = room.enrol(admin)
     wanted = room.waiting(admin)
 
-    room.sign_in.second_factor(wanted.secret, recovery_code=app.recovery_codes[0], address=OFFICE, agent="t")
+    signed = room.sign_in.second_factor(wanted.secret, recovery_code=app.recovery_codes[0], address=OFFICE, agent="t")
 
+    assert signed.session.second_factor_at is None
     with pytest.raises(AuthenticationFailed) as refused:
         room.sign_in.second_factor(wanted.secret, mfa_code=app.code(), address=OFFICE, agent="t")
     assert refused.value.code is ErrorCode.SESSION_INVALID

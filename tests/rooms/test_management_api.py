@@ -411,6 +411,44 @@ def test_a_key_gives_nobody_what_the_own_role_does_not(management: ManagementRoo
     assert acts(management) == ["key.revoke"]
 
 
+def test_a_member_sets_no_rate_of_the_own_key(management: ManagementRoom, admin: ManagementClient) -> None:
+    member = management.as_role("member")
+
+    for rate in ("requests_per_minute", "burst", "concurrent"):
+        refused = member.ask("POST", "/api/v1/me/keys", {"name": "fast", rate: 1_000_000})
+        assert (refused.status_code, code_of(refused)) == (403, "forbidden")
+    assert admin.ask("POST", "/api/v1/me/keys", {"name": "fast", "requests_per_minute": 1000}).status_code == 201
+    assert member.ask("GET", "/api/v1/me/keys").get_json()["items"] == []
+
+
+@pytest.mark.parametrize("role", ["admin"])
+def test_an_administrator_makes_nobody_who_reads_what_he_may_not(management: ManagementRoom, role: str) -> None:
+    auditor = management.person("auditor", "auditor")
+    puppet = management.person("puppet", "member")
+    owner, client = management.as_role("owner"), management.as_role(role)
+
+    made = client.ask("POST", "/api/v1/users", {"username": "x", "email": "x@example.org", "role": "auditor"})
+    turned = client.ask("PATCH", f"/api/v1/users/{puppet.id}", {"role": "auditor"})
+    reset = client.ask("POST", f"/api/v1/users/{auditor.id}/password-reset", {})
+
+    assert [answer.status_code for answer in (made, turned, reset)] == [403, 403, 403]
+    assert acts(management) == []
+    assert owner.ask("PATCH", f"/api/v1/users/{puppet.id}", {"role": "auditor"}).status_code == 200
+
+
+def test_a_one_time_token_for_the_old_role_opens_nothing_in_the_new_one(management: ManagementRoom) -> None:
+    owner, admin = management.as_role("owner"), management.as_role("admin")
+    made = admin.ask("POST", "/api/v1/users", {"username": "rising", "email": "r@example.org"}).get_json()
+
+    promoted = owner.ask("PATCH", f"/api/v1/users/{made['user']['id']}", {"role": "owner"})
+    redeemed = management.client().ask(
+        "POST", "/auth/setup", {"token": made["setup_token"], "password": "correct horse battery staple 7"}
+    )
+
+    assert promoted.status_code == 200
+    assert (redeemed.status_code, code_of(redeemed)) == (400, "setup_token_invalid")
+
+
 def test_too_many_keys_are_409(admin: ManagementClient) -> None:
     statuses = [admin.ask("POST", "/api/v1/me/keys", {"name": f"k{number}"}).status_code for number in range(6)]
 
@@ -519,7 +557,7 @@ def test_a_rule_that_shuts_out_its_maker_or_everybody_takes_force(
     assert len(acts(management)) == (1 if forced.status_code == 201 else 0)
 
 
-def test_a_person_is_stopped_and_let_go_without_a_step_up(management: ManagementRoom) -> None:
+def test_a_person_is_stopped_without_a_step_up_and_let_go_with_one(management: ManagementRoom) -> None:
     operator = management.as_role("operator", fresh=False)
     user = management.person("bob", "member")
     boss = management.person("boss", "owner")
@@ -530,8 +568,11 @@ def test_a_person_is_stopped_and_let_go_without_a_step_up(management: Management
     by_name = operator.ask("POST", "/api/v1/kill-switches", {"subject": "bob", "reason": "x"})
     everything = operator.ask("POST", "/api/v1/kill-switches", {"subject": "everything", "reason": "drill"})
     listed = operator.ask("GET", "/api/v1/kill-switches").get_json()["items"]
-    let_go = operator.ask("DELETE", f"/api/v1/kill-switches/{user.id}")
+    hasty = operator.ask("DELETE", f"/api/v1/kill-switches/{user.id}")
+    with_app = management.as_role("operator")
+    let_go = with_app.ask("DELETE", f"/api/v1/kill-switches/{user.id}")
 
+    assert (hasty.status_code, code_of(hasty)) == (403, "step_up_required")
     assert killed.status_code == 201
     assert again.get_json()["reason"] == "stolen laptop"
     assert owners.status_code == 403
@@ -539,7 +580,7 @@ def test_a_person_is_stopped_and_let_go_without_a_step_up(management: Management
     assert everything.status_code == 201
     assert {item["id"] for item in listed} == {user.id, "everything"}
     assert let_go.status_code == 200
-    assert operator.ask("DELETE", f"/api/v1/kill-switches/{user.id}").status_code == 404
+    assert with_app.ask("DELETE", f"/api/v1/kill-switches/{user.id}").status_code == 404
     assert management.announced == [user.id, user.id, "everything", user.id]
 
 

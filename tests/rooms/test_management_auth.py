@@ -233,6 +233,35 @@ def test_a_code_serves_once(management: ManagementRoom) -> None:
     assert login(management, mfa_code=code).status_code == 401
 
 
+def test_a_browser_that_logs_in_anew_in_two_steps_has_left_its_old_session(management: ManagementRoom) -> None:
+    _, app, _ = enrolled(management)
+
+    def two_steps(headers: dict[str, str]) -> dict[str, str]:
+        owed = login(management, cookie=True).get_json()
+        body = {"pending_token": owed["pending_token"], "mfa_code": next_of(management, app)}
+        answer = management.client().ask("POST", "/auth/mfa", body, headers=headers)
+        assert answer.status_code == 200, answer.data
+        return {"Cookie": cookie_of(answer)}
+
+    before = two_steps({})
+    after = two_steps(before)
+
+    assert management.client().ask("GET", "/auth/me", headers=before).status_code == 401
+    assert management.client().ask("GET", "/auth/me", headers=after).status_code == 200
+
+
+def test_a_wrong_code_in_the_second_step_is_on_record_with_its_person(management: ManagementRoom) -> None:
+    enrolled(management)
+    owed = login(management).get_json()
+
+    management.client().ask("POST", "/auth/mfa", {"pending_token": owed["pending_token"], "mfa_code": "000000"})
+
+    refused = [
+        event for event in management.small.journal.of(AuditType.AUTH_EVENT) if event.clear.get("dec") == "refuse"
+    ]
+    assert b"alice" in refused[-1].body
+
+
 def test_a_recovery_code_serves_once_and_new_ones_void_the_old(management: ManagementRoom) -> None:
     client, _, codes = enrolled(management)
 

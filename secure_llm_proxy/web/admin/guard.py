@@ -40,6 +40,7 @@ class ManagementGuard:
             require_own_origin(arrival)
             return
         actor = the_actor()
+        arrival.person = actor.username
         if changes and actor.by_cookie:
             require_own_page(self._csrf, arrival)
         self._rates.spend_request()

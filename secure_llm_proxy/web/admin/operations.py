@@ -88,6 +88,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _O("GET", "/kill-switches", "kill_switches", "list_kill_switches", _P.KILL_SWITCHES_READ, "Who is stopped"),
     _O("POST", "/kill-switches", "kill_switches", "kill", _P.KILL_SWITCHES_MANAGE,
        "Stop a key, user, project, organisation or everything, everywhere within 5 s"),
-    _O("DELETE", "/kill-switches/<subject>", "kill_switches", "unkill", _P.KILL_SWITCHES_MANAGE, "Let it go again"),
+    _O("DELETE", "/kill-switches/<subject>", "kill_switches", "unkill", _P.KILL_SWITCHES_MANAGE, "Let it go again",
+       step_up=True),
 )
 # fmt: on

@@ -94,15 +94,23 @@ def make_auth_doors() -> Blueprint:
         asked = _asked(SecondFactorRequest)
         if (asked.mfa_code is None) == (asked.recovery_code is None):
             raise InvalidRequest("Send either `mfa_code` or `recovery_code`.", param="mfa_code")
-        signed_in = the_management().sign_in.second_factor(
+        house = the_management()
+        before = session_cookie(arrival)
+        pending = house.database.run(lambda session: house.sessions.find(session, asked.pending_token))
+        if pending is not None:
+            arrival.person = pending.username
+        signed_in = house.sign_in.second_factor(
             asked.pending_token,
             mfa_code=asked.mfa_code,
             recovery_code=asked.recovery_code,
             address=arrival.address,
             agent=arrival.user_agent,
+            device=asked.device_token or device_cookie(arrival),
         )
         how = "totp" if asked.recovery_code is None else "recovery_code"
         _record_or_end(arrival, signed_in.session, "login", EventName.LOGIN, second_factor=how)
+        if signed_in.session.kind == "browser" and before is not None:
+            _end_replaced(before)
         return _welcome(arrival, signed_in)
 
     @doors.post("/setup")

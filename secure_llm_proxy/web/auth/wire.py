@@ -26,6 +26,7 @@ class SecondFactorRequest(Body):
     pending_token: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)] = Field(repr=False)
     mfa_code: Code | None = Field(default=None, repr=False)
     recovery_code: Code | None = Field(default=None, repr=False)
+    device_token: Code | None = Field(default=None, repr=False)
 
 
 class CodeRequest(Body):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, StrictInt, StringConstraints
 from sqlalchemy.orm import Session
 
-from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.foundation.errors import OperatorError, PermissionDenied
 from secure_llm_proxy.identity import (
     OVERLAP_S_DEFAULT,
     OVERLAP_S_MAX,
@@ -18,6 +18,7 @@ from secure_llm_proxy.identity import (
     KeyChanges,
     KeyKind,
     KeyStatus,
+    Permission,
     draw_api_key,
 )
 from secure_llm_proxy.vocabulary.audit import ClearValue
@@ -213,6 +214,10 @@ def list_own_keys(call: Call, asked: OwnKeyQuery) -> KeyPage:
 
 
 def create_own_key(call: Call, asked: NewOwnKey) -> NewKeyTold:
+    """Its rates are the project's or the deployment's: only who manages keys sets others."""
+    rates = (asked.requests_per_minute, asked.burst, asked.concurrent)
+    if any(rate is not None for rate in rates) and not call.actor.may(Permission.KEYS_MANAGE):
+        raise PermissionDenied("The rates of a key are set by who manages keys; leave them out.")
     return _create(call, asked, call.actor.user_id)
 
 

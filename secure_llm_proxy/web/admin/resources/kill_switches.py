@@ -1,4 +1,8 @@
-"""Who is stopped at once, everywhere, running answers included. No step-up: what burns must not wait for an app."""
+"""Who is stopped at once, everywhere, running answers included.
+
+No step-up to stop somebody: what burns must not wait for an app. Letting go again waits for it: a stolen administration key
+must not undo what stopped its like.
+"""
 
 from __future__ import annotations
 

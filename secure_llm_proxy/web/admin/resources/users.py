@@ -10,7 +10,16 @@ from sqlalchemy.orm import Session
 
 from secure_llm_proxy.foundation.errors import NotFoundError
 from secure_llm_proxy.foundation.identifiers import new_user_id
-from secure_llm_proxy.identity import ChangedUser, OneTimeToken, Role, User, UserChanges, UserStatus, may_act_on
+from secure_llm_proxy.identity import (
+    ROLE_PERMISSIONS,
+    ChangedUser,
+    OneTimeToken,
+    Role,
+    User,
+    UserChanges,
+    UserStatus,
+    may_act_on,
+)
 from secure_llm_proxy.vocabulary.audit import ClearValue
 from secure_llm_proxy.web.admin.frame import (
     Body,
@@ -103,7 +112,7 @@ def read_user(call: Call, _asked: Nothing) -> UserTold:
 def create_user(call: Call, asked: NewUser) -> UserWithToken:
     accounts, user_id = call.house.accounts, new_user_id()
     organisation_id = asked.organisation_id or call.actor.organisation_id
-    _require_rank(call, asked.role)
+    _require_may_give(call, asked.role)
     call.read(lambda session: require_organisation(call, session, organisation_id))
 
     def create(session: Session) -> OneTimeToken:
@@ -135,7 +144,7 @@ def update_user(call: Call, asked: UserChange) -> UserTold:
     if asked.email is not None:
         changes["email"] = asked.email
     if asked.role is not None:
-        _require_rank(call, asked.role)
+        _require_may_give(call, asked.role)
         changes["role"] = clear["role"] = asked.role
     if asked.organisation_id is not None:
         organisation_id = asked.organisation_id
@@ -182,9 +191,12 @@ def disable_user(call: Call, _asked: Nothing) -> UserTold:
 
 def reset_password(call: Call, asked: Versioned) -> UserWithToken:
     def reset(session: Session, user: User) -> OneTimeToken:
+        _require_may_give(call, user.role)
         call.require_version(asked, user.version)
         return call.house.accounts.start_password_reset(session, user.id)
 
+    user_id = call.path["user_id"]
+    _require_may_give(call, call.read(lambda session: touchable_user(call, session, user_id)).role)
     return _with_token(_changed(call, "user.password_reset", asked, reset))
 
 
@@ -219,6 +231,13 @@ def require_organisation(call: Call, session: Session, organisation_id: str) -> 
 
 def _require_rank(call: Call, role: Role) -> None:
     if not may_act_on(call.actor.role, role):
+        raise may_not_touch()
+
+
+def _require_may_give(call: Call, role: Role) -> None:
+    """Whoever is shown the token of an account, or makes one what it is, must not gain a right by it."""
+    _require_rank(call, role)
+    if not ROLE_PERMISSIONS[role] <= ROLE_PERMISSIONS[call.actor.role]:
         raise may_not_touch()
 
 
