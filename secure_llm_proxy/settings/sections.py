@@ -357,7 +357,10 @@ class ThrottlingSettings(Section):
         ge=1,
     )
     management_requests_per_minute: int = setting(
-        "MANAGEMENT_RATE_LIMIT_PER_MINUTE", 600, "Requests per minute and user at the management API and /auth.", ge=1
+        "MANAGEMENT_RATE_LIMIT_PER_MINUTE",
+        600,
+        "Requests per minute and user at the management API and /auth; and of an address whose requests come from nobody known.",
+        ge=1,
     )
     slot_ttl_s: float = setting(
         "IN_FLIGHT_TTL_S", 900.0, "Seconds after which a dead worker's in-flight slot frees itself.", gt=0

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from secure_llm_proxy.settings import RedisSettings, Settings, ThrottlingSettings
+from secure_llm_proxy.vocabulary.events import AuditType
 from tests.support.management_house import ManagementRoom, make_management_room
 from tests.support.redis_server import PrivateRedis
 
@@ -66,6 +67,20 @@ def test_while_redis_is_away_each_worker_counts_alone_and_nobody_is_unlimited(tm
 
 def try_from(management: ManagementRoom, address: str) -> int:
     return management.client().ask("POST", "/auth/setup", TRY, environ_base={"REMOTE_ADDR": address}).status_code
+
+
+def test_nobody_known_fills_the_log_by_asking_without_end(tmp_path: Path) -> None:
+    settings = Settings(throttling=ThrottlingSettings(management_requests_per_minute=5))
+    management = make_management_room(tmp_path, settings)
+    stranger = management.client("slp_sess_" + "x" * 43)
+
+    statuses = [stranger.ask("GET", "/api/v1/me").status_code for _ in range(12)]
+
+    recorded = len(management.small.journal.of(AuditType.AUTH_EVENT))
+    management.room.database.close()
+    assert statuses[:5] == [401] * 5
+    assert statuses[-1] == 429
+    assert recorded == statuses.count(401) <= 7
 
 
 def test_the_addresses_of_one_ipv6_site_share_their_tries(tmp_path: Path) -> None:

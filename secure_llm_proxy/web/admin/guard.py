@@ -39,7 +39,11 @@ class ManagementGuard:
         if door.guard is Guard.AUTH:
             require_own_origin(arrival)
             return
-        actor = the_actor()
+        try:
+            actor = the_actor()
+        except AuthenticationFailed:
+            self._rates.spend_refusal()
+            raise
         arrival.person = actor.username
         if changes and actor.by_cookie:
             require_own_page(self._csrf, arrival)

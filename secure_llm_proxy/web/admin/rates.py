@@ -48,12 +48,19 @@ class ManagementRates:
         spend_request = self._limiter.shared_limit(
             f"{limits.management_requests_per_minute}/minute", scope="user", key_func=_person
         )
+        # A scope of its own: a page that asks with an ended session must not eat up the tries to log in again.
+        spend_refusal = self._limiter.shared_limit(f"{limits.management_requests_per_minute}/minute", scope="refused")
         self._spend_try = spend_try(_nothing_to_try)
+        self._spend_refusal = spend_refusal(_nothing_refused)
         self._spend_request = spend_request(_nothing_to_ask)
 
     def spend_try(self) -> None:
         """One of the address's tries at a secret. Raises `RateLimited`."""
         self._spend(self._spend_try)
+
+    def spend_refusal(self) -> None:
+        """One of the requests of the address that come from nobody known: each is recorded. Raises `RateLimited`."""
+        self._spend(self._spend_refusal)
 
     def spend_request(self) -> None:
         """One of the person's requests. Raises `RateLimited`."""
@@ -84,6 +91,10 @@ def _person() -> str:
 
 
 def _nothing_to_try() -> None:
+    """Flask-Limiter counts calls of this."""
+
+
+def _nothing_refused() -> None:
     """Flask-Limiter counts calls of this."""
 
 

@@ -14,7 +14,7 @@ from secure_llm_proxy.foundation.errors import ErrorCode
 from secure_llm_proxy.gateway import RelayedStream, list_models
 from secure_llm_proxy.gateway import chat as chat_face
 from secure_llm_proxy.settings import AdmissionSettings
-from secure_llm_proxy.vocabulary.caller import RateClass
+from secure_llm_proxy.vocabulary.caller import KIND_SESSION, RateClass
 from secure_llm_proxy.vocabulary.chat import Completion
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from secure_llm_proxy.web.openai.wire import read_chat_completion
@@ -240,3 +240,16 @@ def test_a_key_with_its_own_rate_is_held_to_it() -> None:
     assert code_of(outcomes[2].outcome) is code_of(later.outcome) is ErrorCode.RATE_LIMIT_EXCEEDED
     assert outcomes[0].facts.decision is not None
     assert outcomes[0].facts.decision.limit == 1
+
+
+def test_all_sessions_of_a_person_share_one_rate() -> None:
+    small = make_house(key_class=RateClass(requests=60, burst=2, concurrent=10))
+    for number in range(3):
+        small.identity.keys[f"token {number}"] = make_caller(key_id=f"ses_{number}", kind=KIND_SESSION)
+
+    outcomes = [
+        chat_face(small.house, make_inbound(credentials=(f"token {number}",)), READ).outcome for number in range(3)
+    ]
+
+    assert [isinstance(outcome, Completion) for outcome in outcomes] == [True, True, False]
+    assert code_of(outcomes[2]) is ErrorCode.RATE_LIMIT_EXCEEDED
