@@ -98,7 +98,8 @@ def _settings_of_parent() -> AuditSettings:
     settings = AuditSettings(**orjson.loads(line))
     if settings.kek is None and settings.encryption_enabled:
         # Web processes and commands never hold this key; the writer reads it for itself.
-        settings = settings.model_copy(update={"kek": load_audit_writer_settings().kek})
+        own = load_audit_writer_settings()
+        settings = settings.model_copy(update={"kek": own.kek, "previous_keks": own.previous_keks})
     return settings
 
 

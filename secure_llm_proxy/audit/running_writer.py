@@ -55,8 +55,9 @@ def transient_writer(settings: AuditSettings, stderr: IO[bytes] | None = None) -
             start_new_session=True,
         )
         stack.callback(_stop, child)
-        values = settings.model_dump(mode="json", exclude={"kek"})
-        values["kek"] = settings.kek and settings.kek.get_secret_value()
+        values = settings.model_dump(mode="json", exclude={"kek", "previous_keks"})
+        for name, secret in (("kek", settings.kek), ("previous_keks", settings.previous_keks)):
+            values[name] = secret and secret.get_secret_value()
         if child.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 # Kept open: its end tells the child that we are gone.

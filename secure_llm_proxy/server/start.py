@@ -62,7 +62,7 @@ def plan(settings: Settings, ready: str) -> Plan:
         "command": _python("-m", "gunicorn", "-c", str(_PROJECT / "gunicorn.conf.py"), "app:app"),
         "added": {},
         # Only the writer may hold the key to what was recorded.
-        "without": ["AUDIT_KEK"],
+        "without": ["AUDIT_KEK", "AUDIT_KEK_PREVIOUS"],
         "only": None,
         "stop_s": settings.server.graceful_timeout_s + 10,
         "address": _server_address(settings),

@@ -26,7 +26,6 @@ from secure_llm_proxy.settings.strength import weakness_of
 
 # Names of the origins whose work this release does not do yet. Taking them in silence would promise what is not kept.
 NOT_YET: dict[str, str] = {
-    "AUDIT_BACKUP_ENABLED": "audit backups are not made by this release; back up AUDIT_DIR and AUDIT_KEYS_DIR yourself",
     "MODELS_FILE": "models are listed with LLM_MODELS in this release",
     "CACHE_ENABLED": "there is no response cache yet",
     "CACHE_TTL_SECONDS": "there is no response cache yet",
@@ -83,7 +82,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | 
     mistakes += _contradictions(settings)
     if mistakes:
         raise SettingsError(mistakes)
-    return settings.model_copy(update={"audit": settings.audit.model_copy(update={"kek": None})})
+    return settings.model_copy(update={"audit": settings.audit.model_copy(update={"kek": None, "previous_keks": None})})
 
 
 def load_audit_writer_settings(
@@ -261,6 +260,8 @@ def _with_derived_defaults(settings: Settings, values: Mapping[str, str]) -> Set
             settings.audit.keys_directory if "AUDIT_KEYS_DIR" in values else instance / "audit-keys"
         ).absolute(),
         "socket": (settings.audit.socket if "AUDIT_SOCKET" in values else instance / "run" / "audit.sock").absolute(),
+        "backup_directory": (settings.audit.backup_directory or instance / "audit-backup").absolute(),
+        "backup_keys_directory": (settings.audit.backup_keys_directory or instance / "audit-keys-backup").absolute(),
     }
     url = values.get("DATABASE_URL") or f"sqlite:///{instance / 'app.db'}"
     telemetry: dict[str, object] = {}

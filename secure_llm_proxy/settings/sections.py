@@ -410,6 +410,110 @@ class AuditSettings(Section):
         "Seconds after a worker's death until its open exchanges are recorded as orphans.",
         ge=0,
     )
+    previous_keks: SecretStr | None = setting(
+        "AUDIT_KEK_PREVIOUS",
+        None,
+        "Earlier key-encryption keys, comma separated, until `audit rotate-keys` is done. Only the audit writer needs them.",
+        secret=True,
+    )
+    read_socket: Path | None = setting(
+        "AUDIT_READ_SOCKET",
+        None,
+        "Unix socket on which the audit writer answers readers.",
+        shown_default="beside AUDIT_SOCKET",
+    )
+    control_socket: Path | None = setting(
+        "AUDIT_CONTROL_SOCKET",
+        None,
+        "Unix socket on which the audit writer takes its operator's commands.",
+        shown_default="beside AUDIT_SOCKET",
+    )
+    checkpoint_lines: int = setting("AUDIT_CHECKPOINT_LINES", 1000, "Lines after which a checkpoint is signed.", ge=1)
+    checkpoint_s: float = setting("AUDIT_CHECKPOINT_S", 10.0, "Seconds until new lines are under a checkpoint.", gt=0)
+    heartbeat_s: float = setting("AUDIT_HEARTBEAT_S", 60.0, "Seconds between checkpoints while nothing happens.", gt=0)
+    epoch_s: float = setting(
+        "AUDIT_EPOCH_S", 3600.0, "Seconds after which the signing key is rolled and the old one erased.", gt=0
+    )
+    fallback_directory: Path | None = setting(
+        "AUDIT_FALLBACK_DIR", None, "A second place for segments, used while AUDIT_DIR cannot be written."
+    )
+    free_bytes_min: int = setting(
+        "AUDIT_FREE_BYTES_MIN",
+        64 * _MIB,
+        "Free space in AUDIT_DIR below which new requests are refused.",
+        production=1024 * _MIB,
+        ge=0,
+    )
+    free_percent_min: float = setting(
+        "AUDIT_FREE_PERCENT_MIN", 0.0, "The same as a share of the file system.", production=5.0, ge=0, lt=100
+    )
+    reserve_bytes: int = setting(
+        "AUDIT_RESERVE_BYTES",
+        8 * _MIB,
+        "Space kept back for the ends of running exchanges when the disk is full.",
+        production=64 * _MIB,
+        ge=0,
+    )
+    sink: str = setting(
+        "AUDIT_SINK",
+        "",
+        "Second place for every record: file:/path, syslog:/dev/log, syslog:tcp://host:port, syslog:udp://host:port.",
+    )
+    sink_policy: Literal["any", "all"] = setting(
+        "AUDIT_SINK_POLICY",
+        "any",
+        "`all`: a record is acknowledged only when the sink took it too; `any`: the log suffices.",
+    )
+    anchor_file: Path | None = setting("AUDIT_ANCHOR_FILE", None, "File to which every checkpoint is appended.")
+    anchor_syslog: str = setting(
+        "AUDIT_ANCHOR_SYSLOG",
+        "",
+        "Syslog to which every checkpoint is sent: /dev/log, tcp://host:port or udp://host:port; `none`: nowhere.",
+        production="/dev/log",
+    )
+    reveals_per_hour: int = setting(
+        "AUDIT_REVEALS_PER_HOUR", 60, "Records that readers may open in an hour through the read socket.", ge=0
+    )
+    retention_days: int | None = setting(
+        "AUDIT_RETENTION_DAYS", None, "Days after which whole segments are retired; unset: never.", ge=1
+    )
+    backup_enabled: bool = setting(
+        "AUDIT_BACKUP_ENABLED", False, "Copy closed segments and the key store, apart from each other."
+    )
+    backup_directory: Path | None = setting(
+        "AUDIT_BACKUP_DIR", None, "Where segments are copied to.", shown_default="audit-backup in INSTANCE_DIR"
+    )
+    backup_keys_directory: Path | None = setting(
+        "AUDIT_BACKUP_KEYS_DIR",
+        None,
+        "Where snapshots of the key store are kept; another place than AUDIT_BACKUP_DIR.",
+        shown_default="audit-keys-backup in INSTANCE_DIR",
+    )
+    backup_interval_s: float = setting("AUDIT_BACKUP_INTERVAL_S", 300.0, "Seconds between two backups.", gt=0)
+    backup_keys_days: int = setting(
+        "AUDIT_BACKUP_KEYS_DAYS",
+        35,
+        "Days after which a snapshot of the key store goes; who is erased is gone from backups by then.",
+        ge=1,
+    )
+
+    @property
+    def read_address(self) -> Path:
+        """Where the writer answers readers: `read.sock` beside `write.sock`, `x-read.sock` beside `x.sock`."""
+        return self.read_socket or _beside(self.socket, "read")
+
+    @property
+    def control_address(self) -> Path:
+        return self.control_socket or _beside(self.socket, "control")
+
+    @property
+    def state_path(self) -> Path:
+        """What the writer tells health and status, as a file (audit-state.json)."""
+        return self.read_address.with_name("audit-state.json")
+
+
+def _beside(socket: Path, role: str) -> Path:
+    return socket.with_name(f"{role}.sock" if socket.stem == "write" else f"{socket.stem}-{role}.sock")
 
 
 class TelemetrySettings(Section):

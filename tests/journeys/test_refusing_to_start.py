@@ -66,7 +66,7 @@ def test_every_mistake_of_a_production_host_is_named_at_once(tmp_path: Path) -> 
         ({"WORKERS": "2", "REDIS_URL": "redis://127.0.0.1:1/0"}, "DATABASE_URL"),
         ({"LLM_API_URL": "http://provider.invalid/v1", "LLM_API_KEY": "sk-x"}, "LLM_API_URL"),
         ({"SECRET_KEY": "short"}, "SECRET_KEY"),
-        ({"AUDIT_BACKUP_ENABLED": "true"}, "AUDIT_BACKUP_ENABLED"),
+        ({"CACHE_ENABLED": "true"}, "CACHE_ENABLED"),
     ],
 )
 def test_one_mistake_is_enough(tmp_path: Path, change: dict[str, str], named: str) -> None:

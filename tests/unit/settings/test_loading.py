@@ -493,6 +493,7 @@ def test_no_secret_is_shown_by_settings_in_any_form(nowhere: Path) -> None:
         "REDIS_PASSWORD": "canary-redisword-5c1e",
         "LLM_API_KEY": "canary-llm-5c1e",
         "AUDIT_KEK": KEK,
+        "AUDIT_KEK_PREVIOUS": "canary-kek-5c1e",
         "SENTRY_DSN": "https://canary-sentry-5c1e@sentry.internal/1",
         "METRICS_TOKEN": "canary-metrics-5c1e",
     }
@@ -624,7 +625,7 @@ def test_a_default_model_that_is_not_on_offer_is_refused(nowhere: Path) -> None:
 
 
 def test_switching_off_what_is_not_there_yet_asks_for_nothing(tmp_path: Path) -> None:
-    path = write_env(tmp_path, AUDIT_BACKUP_ENABLED="false", SECRET_KEY="s" * 40, ENCRYPTION_KEY="e" * 40)
+    path = write_env(tmp_path, CACHE_ENABLED="false", SECRET_KEY="s" * 40, ENCRYPTION_KEY="e" * 40)
 
     assert load({"MFA_REQUIRED": "no"}, path).server.port == 5000
-    assert "AUDIT_BACKUP_ENABLED" in mistakes_of({"AUDIT_BACKUP_ENABLED": "true"}, path)
+    assert "CACHE_ENABLED" in mistakes_of({"CACHE_ENABLED": "true"}, path)
