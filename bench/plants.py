@@ -13,6 +13,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from secure_llm_proxy.audit.appender import Appender, Entry
+from secure_llm_proxy.audit.epoch import EpochKeys
 from secure_llm_proxy.audit.genesis import read_genesis
 from secure_llm_proxy.audit.seal import KeyEncryptionKey
 from secure_llm_proxy.audit.segments import host_directory
@@ -113,14 +114,17 @@ def plant_audit_log(environment: Mapping[str, str], instance: Path, gib: float) 
     require_space(instance, gib)
     directory = host_directory(Path(environment.get("AUDIT_DIR", str(instance / "audit"))))
     settings = load_settings({**environment, "ENV_FILE": os.devnull}).audit
+    kek = KeyEncryptionKey.from_text(environment["AUDIT_KEK"])
     log = Appender(
         read_genesis(directory),
-        KeyEncryptionKey.from_text(environment["AUDIT_KEK"]),
+        kek,
+        EpochKeys(settings.keys_directory, [kek]),
         segment_bytes_max=settings.segment_bytes_max,
         segment_age_s=settings.segment_age_s,
         report=lambda *_, **__: None,
     )
     log.recover()
+    log.take_epoch_key()
     log.open_segment()
     body = os.urandom(_BODY_BYTES)
     counter, written, whole = 0, 0, gib * _GIB
@@ -138,5 +142,5 @@ def plant_audit_log(environment: Mapping[str, str], instance: Path, gib: float) 
         log.commit(batch)
         # base64 makes four of three
         written += len(batch) * (_BODY_BYTES * 4 // 3)
-        log.rotate_if_due()
+        log.keep_rhythm()
     log.close_segment("stop")

@@ -15,6 +15,7 @@ from secure_llm_proxy.audit.journal import SocketJournal
 from secure_llm_proxy.audit.reading import LogLine, Opened, find_records, log_lines, open_records
 from secure_llm_proxy.audit.running_writer import running_writer, transient_writer
 from secure_llm_proxy.audit.segments import host_directory
+from secure_llm_proxy.audit.signed_tree import read_anchors
 from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, VerificationReport, verify
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "initialise",
     "log_lines",
     "open_records",
+    "read_anchors",
     "read_genesis",
     "recorded",
     "running_writer",

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import orjson
 
-from secure_llm_proxy.audit.appender import Appender
-from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, load_epoch_key, read_genesis
+from secure_llm_proxy.audit.appender import Appender, Rhythm
+from secure_llm_proxy.audit.epoch import EpochKeys
+from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, read_genesis
 from secure_llm_proxy.audit.seal import KeyEncryptionKey
 from secure_llm_proxy.audit.segments import GENESIS_NAME, LOCK_NAME
 from secure_llm_proxy.audit.writer import StopRequest, Writer, listen, report
@@ -57,17 +58,23 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         if settings.kek is None:
             raise OperatorError("AUDIT_KEK is missing, and the audit log is to be encrypted.")
         kek = KeyEncryptionKey.from_text(settings.kek.get_secret_value())
-    # Not needed before checkpoints exist, but a key that cannot be read must be known today, while it can be restored.
-    load_epoch_key(settings, genesis)
     appender = Appender(
         genesis,
         kek,
+        EpochKeys.of(settings),
         segment_bytes_max=settings.segment_bytes_max,
         segment_age_s=settings.segment_age_s,
+        rhythm=Rhythm(
+            lines=settings.checkpoint_lines,
+            dirty_s=settings.checkpoint_s,
+            idle_s=settings.heartbeat_s,
+            epoch_s=settings.epoch_s,
+        ),
         report=report,
     )
     stop = StopRequest()
     appender.recover()
+    appender.take_epoch_key()
     listener = listen(settings.socket)
     gc.freeze()
     report("writer_started", log=genesis.log, pid=os.getpid())

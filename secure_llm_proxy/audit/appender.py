@@ -12,36 +12,50 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from secure_llm_proxy.audit.carry import Carry
+from secure_llm_proxy.audit.epoch import EpochKey, EpochKeys
 from secure_llm_proxy.audit.format import (
     ALGORITHMS_CLEAR,
     ALGORITHMS_SEALED,
-    NO_HASH,
+    BY_EPOCH,
+    BY_OWNER,
+    FEATURES,
+    CheckpointLine,
     EndLine,
     FormatError,
     KeyLine,
+    KeyRollLine,
     Line,
     NewerVersion,
     Previous,
     RecordLine,
     SegmentLine,
     Torn,
+    TreeLine,
+    checkpoint_line,
     clear_record,
     end_line,
     glance_at_record,
     key_line,
+    key_roll_line,
+    key_roll_statement,
     leaf,
     parse_line,
     record_header,
     sealed_record,
     segment_line,
     strict_base64,
+    tree_line,
 )
 from secure_llm_proxy.audit.genesis import Genesis
+from secure_llm_proxy.audit.merkle import TreeEdge
+from secure_llm_proxy.audit.notes import Checkpoint, sign_checkpoint
 from secure_llm_proxy.audit.seal import NONCE_BYTES, DataKey, KeyEncryptionKey
 from secure_llm_proxy.audit.segments import (
     LINK_NAME,
@@ -55,6 +69,21 @@ from secure_llm_proxy.audit.segments import (
 from secure_llm_proxy.foundation.errors import OperatorError
 
 _NONCES_DRAWN = 256
+# How long a key roll that failed waits for its next try.
+_ROLL_RETRY_S = 60.0
+_TREE_PROGRESS_LINES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """When the log says something by itself: `lines` new ones or `dirty_s` after the first of them a checkpoint is signed,
+    `idle_s` after the last one anyway; `epoch_s` is the life of a signing key. Seconds.
+    """
+
+    lines: int = 1000
+    dirty_s: float = 10.0
+    idle_s: float = 60.0
+    epoch_s: float = 3600.0
 
 
 class Disk:
@@ -96,7 +125,10 @@ class Entry:
 
 @dataclass(slots=True)
 class _Open:
-    """The segment that takes lines. `size`, `n`, `h` describe what is synced; `n` is the next line's index."""
+    """The segment that takes lines. `size`, `n`, `h` describe what is synced; `n` is the next line's index.
+
+    `before` is the tree without it; `grown`: more than its first lines are in it, so somebody may have been told of them.
+    """
 
     file: SegmentFile
     descriptor: int
@@ -105,9 +137,24 @@ class _Open:
     n: int
     h: bytes
     lines: int
-    records: int
     key: DataKey | None
     kid: bytes | None
+    before: TreeEdge
+    grown: bool = False
+
+
+@dataclass(slots=True)
+class _Read:
+    """What a look at the last segment found: its last valid line and what stands behind it.
+
+    `whole`: it was closed to its last line. `failed`: the note of a failed disk follows.
+    """
+
+    n: int
+    h: bytes
+    position: int
+    whole: bool
+    failed: bool
 
 
 class Appender:
@@ -117,14 +164,29 @@ class Appender:
         self,
         genesis: Genesis,
         kek: KeyEncryptionKey | None,
+        epoch: EpochKeys,
         *,
         segment_bytes_max: int,
         segment_age_s: float,
         report: Callable[..., None],
+        rhythm: Rhythm | None = None,
         disk: Disk | None = None,
         now_ns: Callable[[], int] = time.time_ns,
+        on_checkpoint: Callable[[Checkpoint, str], None] | None = None,
     ) -> None:
         self.carry = Carry()
+        self.last_checkpoint: tuple[Checkpoint, str] | None = None
+        """The newest checkpoint of this process and its note."""
+        self._epoch = epoch
+        self._rhythm = rhythm or Rhythm()
+        self._on_checkpoint = on_checkpoint
+        # Over every line that is synced; always as many leaves as the next line's index says.
+        self._tree = TreeEdge()
+        self._epoch_public_key = strict_base64(genesis.epoch_public_key)
+        self._covered_n = 0
+        self._dirty_since_s: float | None = None
+        self._checkpoint_at_s = time.monotonic()
+        self._roll_at_s = float("inf")
         self._genesis = genesis
         self._directory = genesis.directory
         self._kek = kek
@@ -157,54 +219,100 @@ class Appender:
         last = segments[-1]
         # A segment that was set aside after a failed disk must not be synced again; its lines are the synced ones.
         poisoned = last.state is SegmentState.CRASHED
-        n, h, position, ended, failed = self._read(last)
+        read = self._read(last, segments)
         size = last.path.stat().st_size
         torn = None
-        if position < size:
-            torn = Torn(size=size - position, sha256=_digest_from(last.path, position), synced=not (poisoned or failed))
+        if read.position < size:
+            synced = not (poisoned or read.failed)
+            torn = Torn(size=size - read.position, sha256=_digest_from(last.path, read.position), synced=synced)
             self._report("torn_tail", segment=last.name, ignored_bytes=torn.size)
         if last.state is SegmentState.OPEN:
-            if not failed:
+            if not read.failed:
                 with _descriptor(last.path, os.O_RDONLY) as descriptor:
                     self._disk.sync(descriptor)
-            self._set_aside(last, SegmentState.CLOSED if ended and torn is None else SegmentState.CRASHED)
-        self._previous = Previous(number=last.number, n=n, h=h, torn=torn)
+            self._set_aside(last, SegmentState.CLOSED if read.whole and torn is None else SegmentState.CRASHED)
+        self._previous = Previous(number=last.number, n=read.n, h=read.h, torn=torn)
 
-    def _read(self, file: SegmentFile) -> tuple[int, bytes, int, bool, bool]:
-        """Index and hash of the last valid line, where it ends, whether it is an `end` line, whether the disk failed."""
+    def _read(self, file: SegmentFile, segments: Sequence[SegmentFile]) -> _Read:
+        """Take the last segment's valid lines into account: carry, tree and epoch are those of its end."""
         with file.open() as stream:
             lines = raw_lines(stream)
             raw, whole = next(lines, (b"", False))
             first = self._first_line(file, raw, whole=whole)
             self.carry = Carry(first.carry)
-            n, h, position, ended, failed = first.n, leaf(raw), len(raw) + 1, False, False
-            glanced: bytes | None = None
+            self._epoch_public_key = first.epoch_public_key
+            # The second line has it, unless the segment is of the first release.
+            tree = TreeEdge() if first.features or not first.n else self._tree_over(segments[:-1], first.n)
+            n, h, position, ended, closed, failed = first.n, leaf(raw), len(raw) + 1, False, False, False
+            leaves = [h]
             for raw, whole in lines:
-                # 64 MiB were looked through, and found good, when the segment was closed: it takes 0.06 instead of 0.2 s so,
-                # and more where records are short (3 instead of 13 µs a line).
+                # 64 MiB were looked through, and found good, when the segment was closed: a glance takes a third of the time.
                 glance = glance_at_record(raw) if file.state is SegmentState.CLOSED and whole and not ended else None
                 if glance is not None:
-                    n, glanced, position = glance.n, raw, position + len(raw) + 1
+                    n, h, position = glance.n, leaf(raw), position + len(raw) + 1
+                    leaves.append(h)
                     self.carry.apply(*glance[1:])
                     continue
-                if glanced is not None:
-                    h, glanced = leaf(glanced), None
-                line = _parse_or_none(raw, first.features) if whole and not ended else None
+                line = _parse_or_none(raw, first.features) if whole and not closed else None
                 if isinstance(line, EndLine) and line.reason == "fsync-error":
                     # Written without a sync after the disk had failed: a note for people, not a line of the log.
                     failed = True
                     break
-                if file.state is SegmentState.CLOSED and whole and not ended:
+                if ended and not isinstance(line, CheckpointLine):
+                    # Behind the `end` line stands its checkpoint, and nothing else.
+                    break
+                if file.state is SegmentState.CLOSED and whole and not closed:
                     # It was complete once. Damage inside is for the verifier to show, not for us to declare torn.
                     n = line.n if line else n + 1
                 elif line is None or isinstance(line, SegmentLine) or line.n != n + 1 or line.p != h:
                     break
                 else:
                     n = line.n
-                h, position, ended = leaf(raw), position + len(raw) + 1, isinstance(line, EndLine)
-                if isinstance(line, RecordLine):
+                h, position = leaf(raw), position + len(raw) + 1
+                leaves.append(h)
+                closed = isinstance(line, CheckpointLine if first.features else EndLine) and (
+                    ended or not first.features
+                )
+                ended = ended or isinstance(line, EndLine)
+                if isinstance(line, TreeLine):
+                    tree = self._tree_of(line, file, first.n)
+                elif isinstance(line, KeyRollLine):
+                    self._epoch_public_key = line.epoch_public_key
+                elif isinstance(line, RecordLine):
                     self.carry.apply_line(line)
-        return n, h if glanced is None else leaf(glanced), position, ended, failed
+        if tree.size != first.n:
+            raise OperatorError(
+                f"{file.path} cannot be continued, its second line is damaged. Run `manage.py audit verify`."
+            )
+        for each in leaves:
+            tree.append(each)
+        self._tree = tree
+        self._covered_n = tree.size
+        return _Read(n=n, h=h, position=position, whole=closed, failed=failed)
+
+    def _tree_of(self, line: TreeLine, file: SegmentFile, size: int) -> TreeEdge:
+        try:
+            return TreeEdge(size, line.edge)
+        except ValueError as error:
+            raise OperatorError(f"{file.path} cannot be continued: {error}. Run `manage.py audit verify`.") from None
+
+    def _tree_over(self, segments: Sequence[SegmentFile], size: int) -> TreeEdge:
+        """The tree over the first `size` lines, all in segments of the first release: done once, when a log is continued by
+        the first version that signs trees. 2 µs a line.
+        """
+        self._report("tree_begins", lines=size)
+        tree = TreeEdge()
+        for position, segment in enumerate(segments):
+            following = segments[position + 1] if position + 1 < len(segments) else None
+            end = size if following is None else _first_index(following)
+            with segment.open() as stream:
+                for raw, _ in raw_lines(stream):
+                    if tree.size >= end:
+                        break
+                    tree.append(leaf(raw))
+                    if tree.size % _TREE_PROGRESS_LINES == 0:
+                        self._report("tree_grows", lines=tree.size, of=size)
+        return tree
 
     def _first_line(self, file: SegmentFile, raw: bytes, *, whole: bool) -> SegmentLine:
         try:
@@ -219,7 +327,7 @@ class Appender:
             raise OperatorError(
                 f"{file.path} cannot be continued, its first line is damaged. Run `manage.py audit verify`."
             )
-        if line.features:
+        if not set(line.features) <= set(FEATURES):
             raise OperatorError(
                 f"{file.path} was written by a later version of this product. Install that version again."
             )
@@ -234,17 +342,29 @@ class Appender:
         return self._open is not None
 
     @property
-    def age_due_s(self) -> float | None:
-        """Seconds until the open segment is old enough to be closed; None when it holds no record yet."""
+    def due_s(self) -> float | None:
+        """Seconds until the open segment, its checkpoint or the signing key want something; None while none is open."""
         segment = self._open
-        if segment is None or not segment.records:
+        if segment is None:
             return None
-        return max(0.0, segment.opened_s + self._segment_age_s - time.monotonic())
+        wanted = min(self._checkpoint_due_at_s(segment), self._roll_at_s)
+        if segment.grown:
+            wanted = min(wanted, segment.opened_s + self._segment_age_s)
+        return max(0.0, wanted - time.monotonic())
+
+    def _checkpoint_due_at_s(self, segment: _Open) -> float:
+        if segment.n - self._covered_n >= self._rhythm.lines:
+            return 0.0
+        if self._dirty_since_s is not None:
+            return self._dirty_since_s + self._rhythm.dirty_s
+        return self._checkpoint_at_s + self._rhythm.idle_s
 
     def open_segment(self, connected: Collection[str] = ()) -> None:
         """Afterwards a new segment takes lines; its first lines are on disk. Raises `OSError`, and then nothing is left."""
+        if self._tree.size != (self._previous.n + 1 if self._previous else 0):
+            raise RuntimeError("the tree does not cover the log")
         previous = self._previous
-        number, n, h = (previous.number + 1, previous.n + 1, previous.h) if previous else (1, 0, NO_HASH)
+        number, n = (previous.number + 1, previous.n + 1) if previous else (1, 0)
         t = self._time().decode()
         sid = uuid.uuid4().hex
         lines = [
@@ -256,15 +376,17 @@ class Appender:
                     n=n,
                     t=t,
                     previous=previous,
-                    features=(),
+                    features=FEATURES,
                     algorithms=ALGORITHMS_SEALED if self._kek else ALGORITHMS_CLEAR,
-                    epoch_public_key=strict_base64(self._genesis.epoch_public_key),
+                    epoch_public_key=self._epoch_public_key,
                     kek_id=self._kek.id if self._kek else None,
                     carry=self.carry.snapshot(connected),
                 )
             )
         ]
-        h = leaf(lines[0])
+        leaves = [leaf(lines[0])]
+        lines.append(tree_line(TreeLine(n=n + 1, t=t, edge=self._tree.hashes, p=leaves[0])))
+        leaves.append(leaf(lines[1]))
         key, kid = None, None
         if self._kek:
             # A key of its own for every segment, named by the segment's random id: no two keys ever share a name.
@@ -273,11 +395,16 @@ class Appender:
             lines.append(
                 key_line(
                     KeyLine(
-                        n=n + 1, t=t, kid=name, commitment=key.commitment, wrapped=self._kek.wrap(key.secret, name), p=h
+                        n=n + 2,
+                        t=t,
+                        kid=name,
+                        commitment=key.commitment,
+                        wrapped=self._kek.wrap(key.secret, name),
+                        p=leaves[1],
                     )
                 )
             )
-            h = leaf(lines[1])
+            leaves.append(leaf(lines[2]))
         file = SegmentFile(self._directory, number, started_of(t), SegmentState.OPEN)
         content = b"".join(line + b"\n" for line in lines)
         descriptor = self._create(file, content)
@@ -287,12 +414,13 @@ class Appender:
             opened_s=time.monotonic(),
             size=len(content),
             n=n + len(lines),
-            h=h,
+            h=leaves[-1],
             lines=len(lines),
-            records=0,
             key=key,
             kid=kid,
+            before=self._tree.copy(),
         )
+        self._cover(leaves)
         self._point_links_at(file)
         self._report("segment_opened", segment=file.name, first_index=n)
 
@@ -315,39 +443,147 @@ class Appender:
         return descriptor
 
     def close_segment(self, reason: str) -> None:
-        """Write the `end` line and hand the file over, read-only. Raises `OSError` when the disk refuses; see `commit`."""
+        """Write the `end` line and the checkpoint over it, and hand the file over, read-only. Raises `OSError` when the disk
+        refuses; see `commit`.
+        """
         segment = self._opened()
-        line = end_line(
-            EndLine(n=segment.n, t=self._time().decode(), reason=reason, lines=segment.lines + 1, p=segment.h)
-        )
         try:
-            self._write_all(segment.descriptor, line + b"\n")
-            self._disk.sync(segment.descriptor)
+            self._append_line(
+                segment,
+                end_line(
+                    EndLine(n=segment.n, t=self._time().decode(), reason=reason, lines=segment.lines + 1, p=segment.h)
+                ),
+            )
+            self._append_checkpoint(segment)
         except OSError as error:
             self._give_up(error)
             raise
         # On disk and complete from here on: whatever goes wrong with its name, the next segment continues this line.
         self._open = None
         os.close(segment.descriptor)
-        self._previous = Previous(number=segment.file.number, n=segment.n, h=leaf(line))
+        self._previous = Previous(number=segment.file.number, n=segment.n - 1, h=segment.h)
         closed = self._set_aside(segment.file, SegmentState.CLOSED)
         self._point_links_at(closed)
-        self._report("segment_closed", segment=closed.name, reason=reason, lines=segment.lines + 1)
+        self._report("segment_closed", segment=closed.name, reason=reason, lines=segment.lines)
 
-    def rotate_if_due(self, connected: Collection[str] = ()) -> None:
-        """Close a segment that is big or old enough and open the next. Raises `LogUnavailable`."""
+    def keep_rhythm(self, connected: Collection[str] = ()) -> None:
+        """Do what is due: roll the signing key, sign a checkpoint, close a segment that is big or old enough and open the next.
+        Raises `LogUnavailable`.
+        """
         segment = self._open
-        if segment is None or not segment.records:
+        if segment is None:
             return
-        if segment.size < self._segment_bytes_max and self.age_due_s != 0.0:
-            return
+        now = time.monotonic()
+        big = segment.size >= self._segment_bytes_max
+        if segment.grown and (big or now >= segment.opened_s + self._segment_age_s):
+            self.rotate(connected)
+            segment = self._opened()
         try:
-            with contextlib.suppress(OSError):
-                # A failing disk has set the segment aside; the next one is opened either way.
-                self.close_segment("rotate")
+            if now >= self._roll_at_s:
+                self._roll(segment)
+            if now >= self._checkpoint_due_at_s(segment):
+                self._append_checkpoint(segment)
+        except OSError as error:
+            self._give_up(error)
+            self._reopen(connected)
+
+    def rotate(self, connected: Collection[str] = ()) -> None:
+        """Close the open segment and open the next. Raises `LogUnavailable`."""
+        with contextlib.suppress(OSError):
+            # A failing disk has set the segment aside; the next one is opened either way.
+            self.close_segment("rotate")
+        self._reopen(connected)
+
+    def _reopen(self, connected: Collection[str]) -> None:
+        try:
             self.open_segment(connected)
         except OSError as error:
             raise LogUnavailable(str(error)) from None
+
+    # --- checkpoints and key rolls ------------------------------------------------------------------------------------
+
+    def _append_checkpoint(self, segment: _Open) -> None:
+        """Sign the tree over every line so far, all of which are synced: no second checkpoint of this size can ever differ."""
+        t = self._time().decode()
+        checkpoint = Checkpoint(log=self._genesis.log, size=segment.n, root=self._tree.root(), t=t)
+        note = sign_checkpoint(checkpoint, self._epoch.current.private)
+        line = CheckpointLine(n=segment.n, t=t, root=checkpoint.root, note=note, p=segment.h)
+        self._append_line(segment, checkpoint_line(line))
+        self._covered_n = segment.n
+        self._dirty_since_s = None
+        self._checkpoint_at_s = time.monotonic()
+        self.last_checkpoint = (checkpoint, note)
+        if self._on_checkpoint is not None:
+            self._on_checkpoint(checkpoint, note)
+
+    def _roll(self, segment: _Open) -> None:
+        """The next signing key takes over. Only the log's own disk may raise `OSError` here: a key store that fails postpones
+        the roll, and the operator is told.
+        """
+        try:
+            following = self._epoch.prepare()
+        except OSError as error:
+            self._report("key_roll_failed", error=error.strerror or str(error))
+            self._roll_at_s = time.monotonic() + _ROLL_RETRY_S
+            return
+        self._append_key_roll(segment, following, BY_EPOCH, self._epoch.current.private)
+        self._roll_at_s = time.monotonic() + self._rhythm.epoch_s
+
+    def _append_key_roll(self, segment: _Open, following: EpochKey, by: str, signer: Ed25519PrivateKey) -> None:
+        line = KeyRollLine(
+            n=segment.n,
+            t=self._time().decode(),
+            epoch_public_key=following.public,
+            by=by,
+            signature=bytes(64),
+            p=segment.h,
+        )
+        signed = replace(line, signature=signer.sign(key_roll_statement(self._genesis.log, line)))
+        self._append_line(segment, key_roll_line(signed))
+        self._epoch_public_key = following.public
+        try:
+            self._epoch.adopt()
+        except OSError as error:
+            self._report("old_epoch_key_not_erased", error=error.strerror or str(error))
+
+    def restart(self, owner: Ed25519PrivateKey) -> None:
+        """Go on with a new signing key that the owner signs, since the one in force is lost: one segment that says so.
+
+        For a log that has recovered and is not open. Raises `OSError`.
+        """
+        following = self._epoch.prepare()
+        self.open_segment()
+        self._append_key_roll(self._opened(), following, BY_OWNER, owner)
+        self.close_segment("stop")
+
+    def take_epoch_key(self) -> None:
+        """Afterwards checkpoints can be signed. Raises `OperatorError` when the key in force is lost."""
+        self._epoch.take(self._epoch_public_key)
+        self._roll_at_s = time.monotonic() + self._epoch_left_s()
+
+    def _epoch_left_s(self) -> float:
+        """Seconds that the signing key has still to live; a wall clock that jumped makes it no longer than an epoch."""
+        epoch_s = self._rhythm.epoch_s
+        return min(epoch_s, max(0.0, self._epoch.current.since_s + epoch_s - self._now_ns() / 1e9))
+
+    def _append_line(self, segment: _Open, line: bytes) -> None:
+        """One line, on disk when this returns. Raises `OSError`; the caller gives the segment up."""
+        self._write_all(segment.descriptor, line + b"\n")
+        self._disk.sync_data(segment.descriptor)
+        segment.h = leaf(line)
+        segment.n += 1
+        segment.size += len(line) + 1
+        segment.lines += 1
+        segment.grown = True
+        self._cover((segment.h,))
+
+    def _cover(self, leaves: Iterable[bytes]) -> None:
+        """Take synced lines into the tree."""
+        append = self._tree.append
+        for each in leaves:
+            append(each)
+        if self._dirty_since_s is None:
+            self._dirty_since_s = time.monotonic()
 
     def _give_up(self, error: OSError) -> None:
         """Set the open segment aside after the disk refused it; its synced lines stay valid, the rest is declared torn."""
@@ -358,16 +594,17 @@ class Appender:
         # Best effort throughout: the disk is failing, and the next segment's `prev` says where this one ends.
         with contextlib.suppress(OSError):
             self._disk.truncate(segment.descriptor, segment.size)
-            if segment.records:
+            if segment.grown:
                 tail = self._note_failure(segment)
         with contextlib.suppress(OSError):
             os.close(segment.descriptor)
-        if not segment.records:
+        if not segment.grown:
             # Nobody was ever told that anything in here is durable: no trace is needed, and a full disk gets none.
             with contextlib.suppress(OSError):
                 segment.file.path.unlink()
                 self._sync_directory()
             if not segment.file.path.exists():
+                self._tree = segment.before
                 return
         self._previous = Previous(
             number=segment.file.number,
@@ -414,7 +651,7 @@ class Appender:
 
     def _append(self, batch: Sequence[Entry]) -> None:
         segment = self._opened()
-        n, h, lines = segment.n, segment.h, []
+        n, h, lines, leaves = segment.n, segment.h, [], []
         for entry in batch:
             nonce = self._nonce() if segment.key else None
             header = record_header(
@@ -435,6 +672,7 @@ class Appender:
             h = leaf(line)
             n += 1
             lines.append(line)
+            leaves.append(h)
         lines.append(b"")
         content = b"\n".join(lines)
         self._write_all(segment.descriptor, content)
@@ -442,7 +680,8 @@ class Appender:
         segment.n, segment.h = n, h
         segment.size += len(content)
         segment.lines += len(batch)
-        segment.records += len(batch)
+        segment.grown = True
+        self._cover(leaves)
 
     def _opened(self) -> _Open:
         if self._open is None:
@@ -491,6 +730,16 @@ class Appender:
             self._second = second
             self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
         return b"%b.%06dZ" % (self._second_text, microsecond)
+
+
+def _first_index(file: SegmentFile) -> int:
+    """`n` of a segment's first line. Raises `OperatorError`."""
+    with file.open() as stream:
+        raw, whole = next(raw_lines(stream), (b"", False))
+    line = _parse_or_none(raw, ()) if whole else None
+    if not isinstance(line, SegmentLine):
+        raise OperatorError(f"{file.path} is damaged, its first line cannot be read. Run `manage.py audit verify`.")
+    return line.n
 
 
 def _parse_or_none(raw: bytes, features: tuple[str, ...]) -> Line | None:

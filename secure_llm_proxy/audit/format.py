@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
@@ -29,6 +30,10 @@ ALGORITHMS_SEALED = "XAES-256-GCM/SHA-256/Ed25519"
 ALGORITHMS_CLEAR = "none/SHA-256/Ed25519"
 
 NO_HASH = bytes(32)
+
+# Line kinds beside `seg`, `key`, `rec` and `end`, as a segment of today announces them in `ft`.
+FEATURES = ("cp", "kr", "tr")
+BY_EPOCH, BY_OWNER = "epoch", "owner"
 
 # Names that the format itself uses or keeps for its next versions; a worker may not choose them.
 RESERVED_NAMES = frozenset(
@@ -136,6 +141,39 @@ class KeyLine:
 
 
 @dataclass(frozen=True, slots=True)
+class TreeLine:
+    """Right edge of the tree over all lines before its segment, the biggest subtree first (`merkle.TreeEdge`)."""
+
+    n: int
+    t: str
+    edge: tuple[bytes, ...]
+    p: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointLine:
+    """The tree over lines 0 … n-1 had `root`; `note` says and signs it (`notes.Checkpoint`)."""
+
+    n: int
+    t: str
+    root: bytes
+    note: str
+    p: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRollLine:
+    """From here on `epoch_public_key` signs. `by`: the key before it, or the owner after that one was lost."""
+
+    n: int
+    t: str
+    epoch_public_key: bytes
+    by: str
+    signature: bytes
+    p: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class RecordLine:
     """One event. Sealed: `kid`, `nonce` and `sealed` are set; otherwise `plain` is. `header` is what the seal binds."""
 
@@ -187,7 +225,7 @@ class NewerLine:
     p: bytes
 
 
-Line: TypeAlias = SegmentLine | KeyLine | RecordLine | EndLine | NewerLine
+Line: TypeAlias = SegmentLine | TreeLine | KeyLine | RecordLine | CheckpointLine | KeyRollLine | EndLine | NewerLine
 
 
 class NewerVersion(Exception):
@@ -305,6 +343,44 @@ def key_line(line: KeyLine) -> bytes:
     return orjson.dumps(members)
 
 
+def tree_line(line: TreeLine) -> bytes:
+    edge = [base64_text(each) for each in line.edge]
+    return orjson.dumps({"k": "tr", "n": line.n, "t": line.t, "edge": edge, "p": base64_text(line.p)})
+
+
+def checkpoint_line(line: CheckpointLine) -> bytes:
+    return orjson.dumps(
+        {
+            "k": "cp",
+            "n": line.n,
+            "t": line.t,
+            "root": base64_text(line.root),
+            "note": line.note,
+            "p": base64_text(line.p),
+        }
+    )
+
+
+def key_roll_line(line: KeyRollLine) -> bytes:
+    return orjson.dumps(
+        {
+            "k": "kr",
+            "n": line.n,
+            "t": line.t,
+            "epk": base64_text(line.epoch_public_key),
+            "by": line.by,
+            "sig": base64_text(line.signature),
+            "p": base64_text(line.p),
+        }
+    )
+
+
+def key_roll_statement(log: str, line: KeyRollLine) -> bytes:
+    """What the signature of a key roll covers: all of its line, and so its place and everything before it."""
+    key, p = base64_text(line.epoch_public_key), base64_text(line.p)
+    return f"secure-llm-proxy audit key roll v1\n{log}\n{line.n}\n{p}\n{key}\n{line.by}\n{line.t}\n".encode()
+
+
 def end_line(line: EndLine) -> bytes:
     return orjson.dumps(
         {"k": "end", "n": line.n, "t": line.t, "reason": line.reason, "lines": line.lines, "p": base64_text(line.p)}
@@ -347,6 +423,10 @@ def _b64(value: bytes) -> bytes:
 _SEGMENT_MEMBERS = ("k", "v", "ft", "log", "seg", "sid", "n", "t", "prev", "alg", "epk", "kek", "carry")
 _KEY_MEMBERS = (("k", "n", "t", "kid", "kc", "wk", "p"), ("k", "n", "t", "kid", "kc", "p"))
 _END_MEMBERS = ("k", "n", "t", "reason", "lines", "p")
+_TREE_MEMBERS = ("k", "n", "t", "edge", "p")
+_CHECKPOINT_MEMBERS = ("k", "n", "t", "root", "note", "p")
+_KEY_ROLL_MEMBERS = ("k", "n", "t", "epk", "by", "sig", "p")
+_SIGNATURE_BYTES = 64
 _RECORD_OPENING = ("k", "n", "t", "m", "w", "ty")
 
 
@@ -374,6 +454,8 @@ def parse_line(raw: bytes, features: tuple[str, ...] = ()) -> Line:
             return _key(members)
         if kind == "end":
             return _end(members)
+        if kind in _FEATURE_PARSERS and kind in features:
+            return _FEATURE_PARSERS[kind](members)
     except FormatError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -535,6 +617,52 @@ def _end(members: dict[str, Any]) -> EndLine:
         lines=_integer(members["lines"]),
         p=_hash(members["p"]),
     )
+
+
+def _tree(members: dict[str, Any]) -> TreeLine:
+    if tuple(members) != _TREE_MEMBERS or not isinstance(members["edge"], list):
+        raise FormatError("the members of the tree line are not those of version 1")
+    return TreeLine(
+        n=_integer(members["n"]),
+        t=_match(_TIME, members["t"])[0],
+        edge=tuple(_hash(each) for each in members["edge"]),
+        p=_hash(members["p"]),
+    )
+
+
+def _checkpoint(members: dict[str, Any]) -> CheckpointLine:
+    if tuple(members) != _CHECKPOINT_MEMBERS or not isinstance(members["note"], str):
+        raise FormatError("the members of the checkpoint are not those of version 1")
+    return CheckpointLine(
+        n=_integer(members["n"]),
+        t=_match(_TIME, members["t"])[0],
+        root=_hash(members["root"]),
+        note=members["note"],
+        p=_hash(members["p"]),
+    )
+
+
+def _key_roll(members: dict[str, Any]) -> KeyRollLine:
+    if tuple(members) != _KEY_ROLL_MEMBERS or members["by"] not in {BY_EPOCH, BY_OWNER}:
+        raise FormatError("the members of the key roll are not those of version 1")
+    signature = strict_base64(members["sig"])
+    if len(signature) != _SIGNATURE_BYTES:
+        raise FormatError("the signature of the key roll has not 64 bytes")
+    return KeyRollLine(
+        n=_integer(members["n"]),
+        t=_match(_TIME, members["t"])[0],
+        epoch_public_key=_hash(members["epk"]),
+        by=members["by"],
+        signature=signature,
+        p=_hash(members["p"]),
+    )
+
+
+_FEATURE_PARSERS: dict[str, Callable[[dict[str, Any]], Line]] = {
+    "tr": _tree,
+    "cp": _checkpoint,
+    "kr": _key_roll,
+}
 
 
 def _integer(value: object) -> int:

@@ -20,14 +20,13 @@ import orjson
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from secure_llm_proxy.audit.durable_files import write_durably
+from secure_llm_proxy.audit.epoch import EPOCH_KEY_NAME, EpochKeys
 from secure_llm_proxy.audit.format import FormatError, base64_text, strict_base64
-from secure_llm_proxy.audit.seal import KeyEncryptionKey, SealBroken
 from secure_llm_proxy.audit.segments import GENESIS_NAME, hosts_in, segments_in
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings
 
-EPOCH_KEY_NAME = "epoch.key"
-_EPOCH_KID = "epoch.1"
 _STATEMENT = "secure-llm-proxy audit genesis v1\n{log}\n{owner}\n{epoch}\n"
 _HOST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,63}")
 _KEY_BYTES = 32
@@ -83,7 +82,7 @@ def initialise(settings: AuditSettings) -> Genesis:
             if path.exists():
                 genesis = _read_own(host)
                 if settings.kek is not None:
-                    load_epoch_key(settings, genesis)
+                    _require_epoch_key(settings)
                 return genesis
             for directory in (settings.directory, host):
                 directory.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -98,21 +97,13 @@ def initialise(settings: AuditSettings) -> Genesis:
 
 def _make(settings: AuditSettings, host: Path) -> Genesis:
     log = f"slp.{settings.deployment}/{host.name}"
-    owner, epoch = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    _require_kek(settings)
+    owner = Ed25519PrivateKey.generate()
     owner_public = base64_text(owner.public_key().public_bytes_raw())
-    epoch_public = base64_text(epoch.public_key().public_bytes_raw())
-    kek = _kek_of(settings)
-    secret = epoch.private_bytes_raw()
-    # Without encryption the file's mode is all that protects it; production refuses that setting.
-    stored = {"wk": base64_text(kek.wrap(secret, _EPOCH_KID))} if kek else {"sk": base64_text(secret)}
     # The key first: a genesis whose epoch key was never stored would be a log that nobody can go on signing.
-    _write(
-        settings.keys_directory / EPOCH_KEY_NAME,
-        orjson.dumps({"v": 1, "kid": _EPOCH_KID, "kek": kek and kek.id, "epk": epoch_public, **stored}) + b"\n",
-        0o600,
-    )
+    epoch_public = base64_text(EpochKeys.of(settings).make_first().public)
     signature = base64_text(owner.sign(_statement(log, owner_public, epoch_public)))
-    _write(host / GENESIS_NAME, _document(log, owner_public, epoch_public, signature), 0o440)
+    write_durably(host / GENESIS_NAME, _document(log, owner_public, epoch_public, signature), 0o440)
     return Genesis(
         directory=host,
         log=log,
@@ -142,43 +133,20 @@ def read_genesis(host: Path) -> Genesis:
     return Genesis(directory=host, log=log, owner_public_key=owner, epoch_public_key=epoch)
 
 
-def load_epoch_key(settings: AuditSettings, genesis: Genesis) -> Ed25519PrivateKey:
-    """The current epoch key. Raises `OperatorError` when it is lost, not ours, or the key-encryption key is another."""
-    path = settings.keys_directory / EPOCH_KEY_NAME
-    try:
-        members = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise OperatorError(
-            f"{path} is missing: the log's epoch key is lost. Restore AUDIT_KEYS_DIR from its backup."
-        ) from None
-    except orjson.JSONDecodeError:
-        raise OperatorError(f"{path} is damaged. Restore AUDIT_KEYS_DIR from its backup.") from None
-    try:
-        secret = strict_base64(members["sk"]) if "sk" in members else _unwrap(settings, strict_base64(members["wk"]))
-        key = Ed25519PrivateKey.from_private_bytes(secret)
-    except (KeyError, TypeError, ValueError):
-        raise OperatorError(f"{path} is damaged. Restore AUDIT_KEYS_DIR from its backup.") from None
-    except SealBroken:
-        raise OperatorError(f"{path} was wrapped by another AUDIT_KEK than the one given now.") from None
-    if base64_text(key.public_key().public_bytes_raw()) != genesis.epoch_public_key:
-        raise OperatorError(f"{path} is not the epoch key that {genesis.directory / GENESIS_NAME} names.")
-    return key
-
-
-def _unwrap(settings: AuditSettings, wrapped: bytes) -> bytes:
-    if settings.kek is None:
-        raise OperatorError("AUDIT_KEK is missing, and the log's epoch key is wrapped by it.")
-    return KeyEncryptionKey.from_text(settings.kek.get_secret_value()).unwrap(wrapped, _EPOCH_KID)
-
-
-def _kek_of(settings: AuditSettings) -> KeyEncryptionKey | None:
-    if settings.kek is not None:
-        return KeyEncryptionKey.from_text(settings.kek.get_secret_value())
-    if settings.encryption_enabled:
+def _require_kek(settings: AuditSettings) -> None:
+    if settings.kek is None and settings.encryption_enabled:
         raise OperatorError(
             "AUDIT_KEK is missing. Make one with: python3 -c 'import secrets; print(secrets.token_hex(32))'"
         )
-    return None
+
+
+def _require_epoch_key(settings: AuditSettings) -> None:
+    """Whether it is the one in force is told by the log's last lines, at the writer's start."""
+    if EpochKeys.of(settings).check() is None:
+        raise OperatorError(
+            f"{settings.keys_directory / EPOCH_KEY_NAME} is missing: the log's epoch key is lost. Backups never hold it; "
+            "`manage.py audit restart --owner-key FILE` goes on with a new one."
+        )
 
 
 def _read_own(host: Path) -> Genesis:
@@ -206,22 +174,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Afterwards the file is on disk whole, under its name, or not there at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
-    try:
-        while content:
-            content = content[os.write(descriptor, content) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

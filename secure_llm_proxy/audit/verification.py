@@ -1,16 +1,16 @@
 """Offline verification: does this directory hold one whole, unaltered log? Needs no network and no secret.
 
-Every line is read once, in order; memory does not grow with the log. docs/audit-format.md lists the checks. What this
-version of the format cannot show is said there too: with no checkpoint kept elsewhere, nobody can prove that lines are
-missing at the very end, and the last line is bound by nothing behind it.
+Every line is read once, in order; memory does not grow with the log. docs/audit-format.md lists the checks, and says what
+they cannot show: with no checkpoint kept elsewhere, nobody can prove that lines are missing at the very end.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
@@ -18,20 +18,23 @@ from typing import BinaryIO
 from secure_llm_proxy.audit.carry import Carry
 from secure_llm_proxy.audit.format import (
     ALGORITHMS_SEALED,
+    BY_OWNER,
     NO_HASH,
     CarriedState,
+    CheckpointLine,
     EndLine,
     FormatError,
     KeyLine,
+    KeyRollLine,
     Line,
     NewerLine,
     NewerVersion,
     Previous,
     RecordLine,
     SegmentLine,
+    TreeLine,
     leaf,
     parse_line,
-    strict_base64,
 )
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, read_genesis
 from secure_llm_proxy.audit.reading import BodyOpener
@@ -47,11 +50,15 @@ from secure_llm_proxy.audit.segments import (
     started_of,
     strangers_in,
 )
+from secure_llm_proxy.audit.signed_tree import SignedTree
 from secure_llm_proxy.vocabulary.events import AuditType, EndStatus
 
 FINDINGS_MAX = 1_000
 _PROGRESS_LINES = 10_000
 _ORPHANS_KEPT = 4_096
+# Checkpoints come at least every 60 s while a writer runs.
+_SILENCE_S = 90.0
+_TREE_LINE = 2
 
 
 class Outcome(StrEnum):
@@ -100,6 +107,9 @@ class VerificationReport:
     records: int
     bodies_opened: int
     open_exchanges: int
+    checkpoints: int
+    key_rolls: int
+    anchors_met: int
     first_time: str | None
     last_time: str | None
     findings: tuple[Finding, ...]
@@ -121,14 +131,16 @@ def verify(
     progress: Callable[[str, int], None] | None = None,
     kek: str | None = None,
     host_id: str = "",
+    anchors: Iterable[str] = (),
 ) -> VerificationReport:
     """Check the log in `directory` (a host's directory, or AUDIT_DIR with one host in it).
 
     `genesis_public_key` is the owner's, from where the operator keeps it; without it the log is only shown to be
     consistent with itself. `progress` is called with the file's name and the lines checked so far. With `kek` every
-    body is opened too. Raises `OperatorError` when there is no log, or `kek` is no key.
+    body is opened too. `anchors` are checkpoint notes that were kept elsewhere (`signed_tree.read_anchors`): the log must begin
+    with what they say. Raises `OperatorError` when there is no log, or `kek` is no key.
     """
-    return _Verification(host_directory(directory, host_id), genesis_public_key, progress, kek).run()
+    return _Verification(host_directory(directory, host_id), genesis_public_key, progress, kek, anchors).run()
 
 
 @dataclass(slots=True)
@@ -149,20 +161,38 @@ class _Segment:
     first: SegmentLine | None = None
     lines: int = 0
     monotonic: int = 0
+    signed_at: str | None = None
+    closing: CheckpointLine | None = None
     kids: set[str] = field(default_factory=set)
     end: EndLine | None = None
     broken: bool = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Its last line was read: the `end`, or the checkpoint over it."""
+        return self.end is not None and (self.closing is not None or not self.is_signed)
+
+    @property
+    def is_signed(self) -> bool:
+        return self.first is not None and bool(self.first.features)
+
 
 class _Verification:
     def __init__(
-        self, directory: Path, owner: str | None, progress: Callable[[str, int], None] | None, kek: str | None
+        self,
+        directory: Path,
+        owner: str | None,
+        progress: Callable[[str, int], None] | None,
+        kek: str | None,
+        anchors: Iterable[str],
     ) -> None:
         self._directory = directory
         self._owner = owner
         self._progress = progress
         self._opener = BodyOpener(kek) if kek else None
         self._genesis: Genesis | None = None
+        self._anchors = list(anchors)
+        self._signed = SignedTree(None, ())
         self._findings: list[Finding] = []
         self._counts = dict.fromkeys(Severity, 0)
         self._place = _Place()
@@ -179,6 +209,10 @@ class _Verification:
 
     def run(self) -> VerificationReport:
         self._check_genesis()
+        self._signed = SignedTree(self._genesis, self._anchors)
+        if self._signed.foreign_anchors:
+            what = f"{self._signed.foreign_anchors} of the anchors are another log's"
+            self._find(Severity.NOTE, GENESIS_NAME, 0, what)
         segments = segments_in(self._directory)
         for name in strangers_in(self._directory):
             self._find(Severity.NOTE, name, 0, "is no file of the log")
@@ -231,7 +265,7 @@ class _Verification:
             if self._stopped:
                 return
             self._check_tail(segment, stream, rest, bound, is_last=following is None)
-        self._place.closed = segment.end is not None
+        self._place.closed = segment.is_closed
         if bound is not None:
             if bound.number != file.number:
                 self._tampered(segment, 0, "the next segment names another one as the one before it")
@@ -250,7 +284,7 @@ class _Verification:
         for raw, whole in raw_lines(stream):
             if not whole:
                 return raw
-            if segment.end is not None:
+            if segment.is_closed:
                 return raw + b"\n"
             if bound is not None and segment.first is not None and self._place.n >= bound.n:
                 return raw + b"\n"
@@ -272,7 +306,11 @@ class _Verification:
                 self._tampered(segment, segment.lines, str(error))
                 self._place.n += 1
                 self._place.h = leaf(raw)
+                self._take(segment)
                 continue
+            if segment.end is not None and not isinstance(line, CheckpointLine):
+                # Behind the end stands its checkpoint and nothing else.
+                return raw + b"\n"
             if isinstance(line, EndLine) and line.reason == "fsync-error":
                 if bound is None and segment.file.state is SegmentState.CRASHED:
                     return raw + b"\n"
@@ -298,20 +336,54 @@ class _Verification:
         place.n, place.h = line.n, leaf(raw)
         if isinstance(line, RecordLine):
             self._check_record(segment, line)
+        elif isinstance(line, CheckpointLine):
+            self._check_checkpoint(segment, line)
         elif isinstance(line, KeyLine):
             self._check_key(segment, line)
+        elif isinstance(line, TreeLine):
+            self._say(segment, self._signed.at_tree(line, segment.first, number))
+        elif isinstance(line, KeyRollLine):
+            self._check_roll(segment, line)
         elif isinstance(line, EndLine):
             segment.end = line
             if line.lines != number:
                 self._tampered(segment, number, f"the end line counts {line.lines} lines, there are {number}")
         elif isinstance(line, NewerLine):
             self._find(Severity.UNDECIDABLE, segment.file.name, number, f"lines of kind `{line.kind}` are unknown here")
+        self._take(segment)
+        if number == _TREE_LINE and segment.is_signed and not isinstance(line, TreeLine):
+            self._tampered(segment, number, "the second line of the segment is no tree line")
         if not isinstance(line, NewerLine):
             self._first_time = self._first_time or line.t
             self._last_time = line.t
         self._lines += 1
         if self._progress and self._lines % _PROGRESS_LINES == 0:
             self._progress(segment.file.name, self._lines)
+
+    def _take(self, segment: _Segment) -> None:
+        """The line just read becomes part of the tree."""
+        said = self._signed.take(self._place.h)
+        if said:
+            self._say(segment, said)
+
+    def _say(self, segment: _Segment, what: Iterable[str]) -> None:
+        for each in what:
+            self._tampered(segment, segment.lines, each)
+
+    def _check_checkpoint(self, segment: _Segment, line: CheckpointLine) -> None:
+        self._say(segment, self._signed.at_checkpoint(line))
+        if segment.end is not None:
+            segment.closing = line
+        if segment.signed_at is not None and _seconds_between(segment.signed_at, line.t) > _SILENCE_S:
+            what = f"nothing was signed between {segment.signed_at} and {line.t}: the host stood still, or its clock jumped"
+            self._find(Severity.NOTE, segment.file.name, segment.lines, what)
+        segment.signed_at = line.t
+
+    def _check_roll(self, segment: _Segment, line: KeyRollLine) -> None:
+        self._say(segment, self._signed.at_roll(line))
+        if line.by == BY_OWNER:
+            what = "the owner put a new epoch key in force: the one before was lost, as after a restore"
+            self._find(Severity.NOTE, segment.file.name, segment.lines, what)
 
     def _check_first_line(self, segment: _Segment, line: SegmentLine) -> None:
         place, file, previous = self._place, segment.file, line.previous
@@ -328,12 +400,9 @@ class _Verification:
         if not set(self._features) <= set(line.features):
             self._tampered(segment, 1, "it has fewer features than the segment before it")
         self._features = line.features
-        if self._genesis:
-            if line.log != self._genesis.log:
-                self._tampered(segment, 1, "it belongs to another log")
-            # Without key rolls in this version, the first epoch key is every segment's.
-            if line.epoch_public_key != strict_base64(self._genesis.epoch_public_key) and not line.features:
-                self._tampered(segment, 1, "its epoch key is not the one that the owner signed")
+        if self._genesis and line.log != self._genesis.log:
+            self._tampered(segment, 1, "it belongs to another log")
+        self._say(segment, self._signed.at_segment(line))
         self._check_carry(segment, line.carry)
 
     def _check_carry(self, segment: _Segment, carried: CarriedState) -> None:
@@ -359,9 +428,12 @@ class _Verification:
             if segment.end is None:
                 severity = Severity.INCOMPLETE if is_last else Severity.TAMPERED
                 self._find(severity, file.name, segment.lines, "the closed segment has no end line: its end is missing")
+            elif not segment.is_closed:
+                severity = Severity.INCOMPLETE if is_last else Severity.TAMPERED
+                self._find(severity, file.name, segment.lines, "the closed segment lacks the checkpoint over its end")
             if size:
                 # Cut off in the middle of a line, or added to.
-                severity = Severity.INCOMPLETE if is_last and segment.end is None else Severity.TAMPERED
+                severity = Severity.INCOMPLETE if is_last and not segment.is_closed else Severity.TAMPERED
                 self._find(severity, file.name, segment.lines + 1, f"{size} bytes follow the last line")
         elif bound is not None:
             if torn is None:
@@ -486,6 +558,11 @@ class _Verification:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def _check_what_is_left(self, segments: list[SegmentFile]) -> None:
+        furthest = None if self._stopped else self._signed.missing()
+        if furthest is not None:
+            where = segments[-1].name if segments else GENESIS_NAME
+            what = f"the log ends after {self._signed.tree.size} lines, and the anchor of {furthest.t} knows {furthest.size}"
+            self._find(Severity.INCOMPLETE, where, 0, what)
         if not segments or self._stopped:
             return
         last = segments[-1].name
@@ -515,6 +592,9 @@ class _Verification:
             records=self._records,
             bodies_opened=self._opened,
             open_exchanges=len(self._carry.open),
+            checkpoints=self._signed.checkpoints,
+            key_rolls=self._signed.rolls,
+            anchors_met=self._signed.anchors_met,
             first_time=self._first_time,
             last_time=self._last_time,
             findings=tuple(self._findings),
@@ -529,6 +609,14 @@ class _Verification:
         self._counts[severity] += 1
         if len(self._findings) < FINDINGS_MAX:
             self._findings.append(Finding(severity, file, line, what))
+
+
+def _seconds_between(earlier: str, later: str) -> float:
+    try:
+        return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+    except ValueError:
+        # 29 February of a year without one has the form of a time, too.
+        return 0.0
 
 
 def _is_written_now(directory: Path) -> bool:

@@ -167,7 +167,7 @@ class Writer:
         try:
             self._write_arrived()
             self._write_orphans()
-            self._appender.rotate_if_due(self._by_worker)
+            self._appender.keep_rhythm(self._by_worker)
         except LogUnavailable as error:
             self._fail_closed(error)
 
@@ -191,8 +191,8 @@ class Writer:
         if self._ready or self._hellos:
             return 0.0
         waits = [deadline - time.monotonic() for deadline in self._deadlines.values()]
-        if self._appender.age_due_s is not None:
-            waits.append(self._appender.age_due_s)
+        if self._appender.due_s is not None:
+            waits.append(self._appender.due_s)
         # epoll counts in milliseconds and wants no busy last one
         return max(0.0, min(waits)) + 0.001 if waits else None
 

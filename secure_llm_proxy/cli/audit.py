@@ -16,6 +16,7 @@ from secure_llm_proxy.audit import (
     initialise,
     log_lines,
     open_records,
+    read_anchors,
     running_writer,
     verify,
 )
@@ -50,11 +51,23 @@ def init(context: CommandContext) -> None:
 @audit.command(name="verify")
 @click.argument("directory", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--genesis", help="The owner's public key as you know it; without it the one beside the log is believed.")
+@click.option(
+    "--anchors",
+    "anchors_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Checkpoints that were kept elsewhere, as `audit anchors` prints them: the log must begin with what they say.",
+)
 @click.option("--content", is_flag=True, help="Also open every body; needs AUDIT_KEK.")
 @json_option
 @click.pass_obj
 def verify_log(
-    context: CommandContext, directory: Path | None, genesis: str | None, *, content: bool, as_json: bool
+    context: CommandContext,
+    directory: Path | None,
+    genesis: str | None,
+    anchors_file: Path | None,
+    *,
+    content: bool,
+    as_json: bool,
 ) -> None:
     """Check the whole log in DIRECTORY (default AUDIT_DIR), offline and without any secret.
 
@@ -68,7 +81,8 @@ def verify_log(
         kek = secret.get_secret_value()
     place = directory or context.settings.audit.directory
     host_id = "" if directory else context.settings.audit.host_id
-    report = verify(place, genesis_public_key=genesis, progress=_Progress(), kek=kek, host_id=host_id)
+    anchors = read_anchors(anchors_file) if anchors_file else []
+    report = verify(place, genesis_public_key=genesis, progress=_Progress(), kek=kek, host_id=host_id, anchors=anchors)
     if as_json:
         show_json(_report_values(report))
     else:
@@ -92,6 +106,9 @@ def _tell(report: VerificationReport) -> None:
         f"{report.outcome.value.upper()}: log {report.log or 'unknown'}, {report.segments} segments, {report.lines} lines, "
         f"{report.records} records, {report.first_time or '-'} to {report.last_time or '-'}."
     )
+    click.echo(
+        f"{report.checkpoints} checkpoints and {report.key_rolls} key rolls were checked, {report.anchors_met} anchors met."
+    )
     if report.bodies_opened:
         click.echo(f"{report.bodies_opened} bodies were opened.")
     if report.open_exchanges:
@@ -113,6 +130,9 @@ def _report_values(report: VerificationReport) -> dict[str, object]:
         "records": report.records,
         "bodies_opened": report.bodies_opened,
         "open_exchanges": report.open_exchanges,
+        "checkpoints": report.checkpoints,
+        "key_rolls": report.key_rolls,
+        "anchors_met": report.anchors_met,
         "first_time": report.first_time,
         "last_time": report.last_time,
         "findings_total": report.findings_total,

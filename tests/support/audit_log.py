@@ -15,7 +15,8 @@ from pathlib import Path
 import orjson
 
 from secure_llm_proxy.audit import Genesis, VerificationReport, initialise, log_lines, verify
-from secure_llm_proxy.audit.appender import Appender, Disk, Entry
+from secure_llm_proxy.audit.appender import Appender, Disk, Entry, Rhythm
+from secure_llm_proxy.audit.epoch import EpochKeys
 from secure_llm_proxy.audit.format import RecordLine
 from secure_llm_proxy.audit.running_writer import listens
 from secure_llm_proxy.audit.seal import KeyEncryptionKey
@@ -102,18 +103,23 @@ def appender(
     now_ns: Callable[[], int] = time.time_ns,
     reports: Reports | None = None,
     segment_bytes_max: int = 1 << 20,
+    rhythm: Rhythm | None = None,
 ) -> Appender:
     """A log that has recovered and has no segment open yet."""
+    key = KeyEncryptionKey.from_text(kek) if kek else None
     made = Appender(
         genesis,
-        KeyEncryptionKey.from_text(kek) if kek else None,
+        key,
+        EpochKeys(genesis.directory.parent.parent / "audit-keys", [key] if key else []),
         segment_bytes_max=segment_bytes_max,
         segment_age_s=3600.0,
         report=reports or Reports(),
         disk=disk,
         now_ns=now_ns,
+        rhythm=rhythm,
     )
     made.recover()
+    made.take_epoch_key()
     return made
 
 

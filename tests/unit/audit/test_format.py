@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from secure_llm_proxy.audit.format import (
     ALGORITHMS_CLEAR,
     ALGORITHMS_SEALED,
+    FEATURES,
     CarriedState,
+    CheckpointLine,
     EndLine,
     FormatError,
     KeyLine,
+    KeyRollLine,
+    Line,
     NewerLine,
     NewerVersion,
     Previous,
@@ -23,16 +27,20 @@ from secure_llm_proxy.audit.format import (
     RefusedMetadata,
     SegmentLine,
     Torn,
+    TreeLine,
     check_metadata,
+    checkpoint_line,
     clear_record,
     end_line,
     glance_at_record,
     key_line,
+    key_roll_line,
     leaf,
     parse_line,
     record_header,
     sealed_record,
     segment_line,
+    tree_line,
 )
 from secure_llm_proxy.vocabulary.audit import ClearValue
 
@@ -152,12 +160,55 @@ def test_a_leaf_is_the_rfc_9162_hash_of_the_bytes_as_they_stand() -> None:
 
 
 def test_a_line_of_an_announced_feature_is_newer_and_of_no_other_kind_is_known() -> None:
-    line = orjson.dumps({"k": "cp", "n": 12, "root": "x", "p": base64.b64encode(HASH).decode()})
+    line = orjson.dumps({"k": "zz", "n": 12, "root": "x", "p": base64.b64encode(HASH).decode()})
 
-    assert parse_line(line, ("cp",)) == NewerLine(12, "cp", HASH)
-    for features in ((), ("kr",)):
+    assert parse_line(line, ("zz",)) == NewerLine(12, "zz", HASH)
+    for features in ((), FEATURES):
         with pytest.raises(FormatError):
             parse_line(line, features)
+
+
+TIME = "2026-11-21T00:12:03.104233Z"
+SIGNED_LINES = [
+    (tree_line(TreeLine(1, TIME, (HASH, HASH), HASH)), TreeLine(1, TIME, (HASH, HASH), HASH)),
+    (
+        checkpoint_line(CheckpointLine(7, TIME, HASH, "any\n\n— text\n", HASH)),
+        CheckpointLine(7, TIME, HASH, "any\n\n— text\n", HASH),
+    ),
+    (
+        key_roll_line(KeyRollLine(9, TIME, HASH, "epoch", bytes(64), HASH)),
+        KeyRollLine(9, TIME, HASH, "epoch", bytes(64), HASH),
+    ),
+]
+
+
+@pytest.mark.parametrize(("raw", "line"), SIGNED_LINES, ids=["tr", "cp", "kr"])
+def test_lines_of_the_tree_come_back_where_their_segment_announces_them(raw: bytes, line: Line) -> None:
+    assert parse_line(raw, FEATURES) == line
+    with pytest.raises(FormatError, match="no known kind"):
+        parse_line(raw, ())
+
+
+@pytest.mark.parametrize(
+    ("raw", "old", "new"),
+    [
+        (SIGNED_LINES[0][0], b'"edge":[', b'"edge":["",'),
+        (SIGNED_LINES[0][0], b'"edge":[', b'"edge":[1,'),
+        (SIGNED_LINES[0][0], b'"n":1', b'"n":-1'),
+        (SIGNED_LINES[0][0], b'"p":', b'"q":'),
+        (SIGNED_LINES[1][0], b'"note":"', b'"more":1,"note":"'),
+        (SIGNED_LINES[1][0], b'"note":"any\\n\\n', b'"note":null,"x":"'),
+        (SIGNED_LINES[1][0], b'"t":"2026', b'"t":"26'),
+        (SIGNED_LINES[2][0], b'"by":"epoch"', b'"by":"nobody"'),
+        (SIGNED_LINES[2][0], b'"sig":"AAAA', b'"sig":"'),
+        (SIGNED_LINES[2][0], b'"epk":"', b'"epk":"AAAA'),
+    ],
+)
+def test_a_malformed_line_of_the_tree_is_refused(raw: bytes, old: bytes, new: bytes) -> None:
+    assert old in raw
+
+    with pytest.raises(FormatError):
+        parse_line(raw.replace(old, new, 1), FEATURES)
 
 
 def test_a_segment_of_a_later_version_is_not_judged() -> None:

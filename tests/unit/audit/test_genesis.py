@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from secure_llm_proxy.audit.epoch import EpochKeys
 from secure_llm_proxy.audit.format import base64_text, strict_base64
 from secure_llm_proxy.audit.genesis import (
     GenesisBroken,
     find_host_id,
     initialise,
-    load_epoch_key,
     read_genesis,
 )
 from secure_llm_proxy.foundation.errors import OperatorError
@@ -41,7 +41,9 @@ def test_the_epoch_key_is_stored_wrapped_and_private(tmp_path: Path) -> None:
     genesis = initialise(settings)
 
     path = settings.keys_directory / "epoch.key"
-    epoch = load_epoch_key(settings, genesis)
+    stored = EpochKeys.of(settings).check()
+    assert stored is not None
+    epoch = stored.private
     assert path.stat().st_mode & 0o777 == 0o600
     assert settings.keys_directory.stat().st_mode & 0o777 == 0o700
     assert genesis.directory.stat().st_mode & 0o777 == 0o750
@@ -96,9 +98,9 @@ def test_without_a_kek_an_encrypted_log_is_not_made(tmp_path: Path) -> None:
 def test_a_log_without_encryption_needs_no_kek(tmp_path: Path) -> None:
     settings = audit_settings(tmp_path, kek=None, encryption_enabled=False)
 
-    genesis = initialise(settings)
+    initialise(settings)
 
-    assert load_epoch_key(settings, genesis)
+    assert EpochKeys.of(settings).check()
 
 
 def test_a_lost_half_of_the_root_of_trust_is_never_remade(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_a_crash_before_genesis_was_written_leaves_a_second_try(tmp_path: Path) 
     second = initialise(settings)
 
     assert second.owner_private_key is not None
-    assert load_epoch_key(settings, second)
+    assert EpochKeys.of(settings).check()
 
 
 def test_the_host_id_is_the_configured_one_else_the_existing_else_the_hosts_name(tmp_path: Path) -> None:

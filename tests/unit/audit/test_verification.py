@@ -45,11 +45,12 @@ def test_an_untouched_log_verifies_and_is_counted(log: Log) -> None:
     assert report.findings == ()
     assert (report.segments, report.lines, report.records, report.bodies_opened, report.open_exchanges) == (
         2,
-        10,
+        14,
         4,
         4,
         0,
     )
+    assert (report.checkpoints, report.key_rolls, report.anchors_met) == (2, 0, 0)
     assert report.log == "slp.default/host"
     assert report.first_time is not None
     assert report.last_time is not None
@@ -329,10 +330,10 @@ def test_a_key_that_does_not_keep_its_commitment_is_found(tmp_path: Path) -> Non
     genesis = initialise(audit_settings(tmp_path))
     appender(genesis).open_segment()
     (running,) = genesis.directory.glob("*.open")
-    first, announced = running.read_bytes().splitlines()
+    first, tree, announced = running.read_bytes().splitlines()
     members = orjson.loads(announced)
     members["kc"] = base64_text(bytes(32))
-    running.write_bytes(first + b"\n" + orjson.dumps(members) + b"\n")
+    running.write_bytes(b"\n".join([first, tree, orjson.dumps(members), b""]))
 
     assert verify(genesis.directory, genesis_public_key=genesis.owner_public_key).ok
     assert verify(genesis.directory, genesis_public_key=genesis.owner_public_key, kek=KEK).outcome is Outcome.TAMPERED
@@ -355,18 +356,21 @@ def test_a_later_version_or_an_unknown_feature_is_undecidable_and_nothing_else(l
     assert rewritten(log, b'"v":1', b'"v":2').exit_code == 4
 
 
-def test_lines_of_an_announced_newer_kind_are_chained_and_undecidable(log: Log) -> None:
-    rewritten(log, b'"ft":[]', b'"ft":["cp"]')
-    lines = log.last.read_bytes().splitlines()[:-1]
-    end = orjson.loads(log.last.read_bytes().splitlines()[-1])
-    lines.append(orjson.dumps({"k": "cp", "n": end["n"], "root": "r", "p": base64_text(leaf(lines[-1]))}))
-    end |= {"n": end["n"] + 1, "lines": end["lines"] + 1, "p": base64_text(leaf(lines[-1]))}
-    content = b"".join(line + b"\n" for line in [*lines, orjson.dumps(end)])
+def test_lines_of_an_announced_newer_kind_are_chained_and_undecidable(tmp_path: Path) -> None:
+    genesis = initialise(audit_settings(tmp_path))
+    appender(genesis).open_segment()
+    (running,) = genesis.directory.glob("*.open")
+    lines = running.read_bytes().splitlines()
+    written = [lines[0].replace(b'"ft":["cp","kr","tr"]', b'"ft":["cp","kr","tr","zz"]')]
+    for line in lines[1:]:
+        written.append(orjson.dumps(orjson.loads(line) | {"p": base64_text(leaf(written[-1]))}))
+    written.append(orjson.dumps({"k": "zz", "n": len(lines), "x": "y", "p": base64_text(leaf(written[-1]))}))
 
-    log.last.write_bytes(content)
-    assert log.verify().exit_code == 4
-    log.last.write_bytes(content.replace(b'"n":9,"root"', b'"n":8,"root"'))
-    assert log.verify().exit_code == 1
+    running.write_bytes(b"".join(line + b"\n" for line in written))
+    assert verify(genesis.directory, genesis_public_key=None).exit_code == 4
+    written[-1] = written[-1].replace(b'"n":3', b'"n":2')
+    running.write_bytes(b"".join(line + b"\n" for line in written))
+    assert verify(genesis.directory, genesis_public_key=None).exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -374,7 +378,7 @@ def test_lines_of_an_announced_newer_kind_are_chained_and_undecidable(log: Log) 
     [
         (b'"carry":{"open":{}', b'"carry":{"open":{"R7":["exc_1","' + WORKER.encode() + b'"]}'),
         (b'":3}}', b'":2}}'),
-        (b'"n":6,"t"', b'"n":7,"t"'),
+        (b'"n":8,"t"', b'"n":9,"t"'),
         (b'"prev":{"seg":1', b'"prev":{"seg":2'),
         (b'"log":"slp.default/host"', b'"log":"slp.default/guest"'),
     ],
