@@ -260,7 +260,7 @@ def test_frames_that_had_arrived_are_written_before_a_stop(settings: AuditSettin
         assert writer.stop() == 0
 
     assert len(records_in(settings.directory)) == 400
-    end = list(log_lines(settings.directory))[-1].line
+    end = list(log_lines(settings.directory))[-2].line
     assert isinstance(end, EndLine)
     assert end.reason == "stop"
     assert not settings.socket.exists()

@@ -18,6 +18,7 @@ from secure_llm_proxy.audit import Genesis, VerificationReport, initialise, log_
 from secure_llm_proxy.audit.appender import Appender, Disk, Entry, Rhythm
 from secure_llm_proxy.audit.epoch import EpochKeys
 from secure_llm_proxy.audit.format import RecordLine
+from secure_llm_proxy.audit.notes import Checkpoint
 from secure_llm_proxy.audit.running_writer import listens
 from secure_llm_proxy.audit.seal import KeyEncryptionKey
 from secure_llm_proxy.foundation.identifiers import new_record_id
@@ -104,8 +105,10 @@ def appender(
     reports: Reports | None = None,
     segment_bytes_max: int = 1 << 20,
     rhythm: Rhythm | None = None,
+    on_checkpoint: Callable[[Checkpoint, str], None] | None = None,
+    epoch_key: bool = True,
 ) -> Appender:
-    """A log that has recovered and has no segment open yet."""
+    """A log that has recovered and has no segment open yet; without `epoch_key`, one that can't sign."""
     key = KeyEncryptionKey.from_text(kek) if kek else None
     made = Appender(
         genesis,
@@ -117,9 +120,11 @@ def appender(
         disk=disk,
         now_ns=now_ns,
         rhythm=rhythm,
+        on_checkpoint=on_checkpoint,
     )
     made.recover()
-    made.take_epoch_key()
+    if epoch_key:
+        made.take_epoch_key()
     return made
 
 
