@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from collections.abc import Iterable
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -104,6 +105,38 @@ class KeyEncryptionKey:
             return self._cipher.decrypt(wrapped[:_WRAP_NONCE_BYTES], wrapped[_WRAP_NONCE_BYTES:], kid.encode())
         except (InvalidTag, ValueError):
             raise SealBroken from None
+
+
+class KeyRing:
+    """Key-encryption keys: the current one wraps, all of them unwrap. Earlier ones stay until everything is re-wrapped."""
+
+    __slots__ = ("_keys", "current")
+
+    def __init__(self, current: KeyEncryptionKey, previous: Iterable[KeyEncryptionKey] = ()) -> None:
+        self.current = current
+        self._keys = {key.id: key for key in (*previous, current)}
+
+    @classmethod
+    def from_texts(cls, current: str, previous: str | None = None) -> KeyRing:
+        """`previous` is comma separated, as in AUDIT_KEK_PREVIOUS. Raises `OperatorError` that says how to make a key."""
+        earlier = [KeyEncryptionKey.from_text(text) for text in (previous or "").split(",") if text.strip()]
+        return cls(KeyEncryptionKey.from_text(current), earlier)
+
+    def __contains__(self, kek_id: str) -> bool:
+        return kek_id in self._keys
+
+    def unwrap(self, wrapped: bytes, kid: str, kek_id: str | None = None) -> bytes:
+        """Return the wrapped key, or raise `SealBroken`. `kek_id` says which key wrapped it; None: whichever opens it."""
+        if kek_id is not None:
+            if kek_id not in self._keys:
+                raise SealBroken
+            return self._keys[kek_id].unwrap(wrapped, kid)
+        for key in reversed(self._keys.values()):
+            try:
+                return key.unwrap(wrapped, kid)
+            except SealBroken:
+                continue
+        raise SealBroken
 
 
 def _key_from_text(text: str) -> bytes:
