@@ -12,6 +12,7 @@ from alembic import context
 from sqlalchemy import Connection, Engine, text
 
 import secure_llm_proxy.admission.models
+import secure_llm_proxy.audit.models
 import secure_llm_proxy.identity.models  # noqa: F401 -- the rooms' tables join Model.metadata by this
 from secure_llm_proxy.foundation.database import AwareDateTime, Model
 

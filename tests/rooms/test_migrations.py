@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import CheckConstraint, inspect, text
+from sqlalchemy.exc import DatabaseError
 
 import secure_llm_proxy.admission.models
+import secure_llm_proxy.audit.models
 import secure_llm_proxy.identity.models
 from secure_llm_proxy.cli.database_schema import (
     MIGRATIONS,
@@ -34,7 +37,7 @@ ROOT = MIGRATIONS.parent
 TABLES = {
     "users", "api_keys", "setup_tokens", "identity_revision", "identity_changes", "organisations", "projects",
     "project_members", "kill_switches", "totp_factors", "recovery_codes", "sessions", "login_troubles", "known_devices",
-    "address_rules", "address_rules_revision",
+    "address_rules", "address_rules_revision", "audit_index", "audit_anchors", "audit_index_state",
 }  # fmt: skip
 KEPT_WHILE_REFERRED_TO = {"api_keys", "users", "projects"}
 assert secure_llm_proxy.identity.models  # the tables join Model.metadata when the module is imported
@@ -135,7 +138,7 @@ def test_tables_made_from_the_models_have_the_migrated_schemas_triggers(database
     Model.metadata.drop_all(database.engine)
 
     assert made == migrated
-    assert len(made) == (11 if database.is_sqlite else 9)
+    assert len(made) == (14 if database.is_sqlite else 12)
     assert revision == 1
     assert after_downgrade == triggers(database) == set()
 
@@ -204,6 +207,37 @@ def test_users_and_keys_join_the_first_project_and_what_0002_cannot_say_is_revok
     assert noted == ["*", "kidaaaa1"]
     assert alive == ["key_3"]
     assert noted_again == ["kidaaaa3"]
+
+
+ANCHOR = (
+    "INTO audit_anchors (log, n, root, note, t, first_seen) VALUES "
+    "('slp.default/host', 8, :root, 'note', '2026-11-21 00:00:00.000000', '2026-11-21 00:00:10.000000')"
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE audit_anchors SET root = 'other'",
+        "UPDATE audit_anchors SET first_seen = '2026-11-20 00:00:00.000000'",
+        "DELETE FROM audit_anchors",
+        "TRUNCATE audit_anchors",
+        ANCHOR.replace(":root", "'other'").join(("INSERT ", " ON CONFLICT (log, n) DO UPDATE SET root = 'other'")),
+        ANCHOR.replace(":root", "'other'").join(("REPLACE ", "")),
+    ],
+)
+def test_an_anchor_is_never_changed_replaced_or_removed(database: Database, change: str) -> None:
+    run_migrations(database.engine, "upgrade", "head")
+    with database.engine.begin() as connection:
+        connection.execute(text(f"INSERT {ANCHOR}"), {"root": "first"})
+
+    # What the other database alone knows is refused as a mistake in its language.
+    with contextlib.suppress(DatabaseError), database.engine.begin() as connection:
+        connection.execute(text(change))
+
+    with database.engine.connect() as connection:
+        kept = connection.execute(text("SELECT root, first_seen FROM audit_anchors")).all()
+    assert [(row[0], str(row[1])[:19]) for row in kept] == [("first", "2026-11-21 00:00:10")]
 
 
 def test_upgrading_what_is_current_changes_nothing(database: Database) -> None:
