@@ -9,6 +9,7 @@ Source: C2SP XAES-256-GCM; RFC 9162 leaf hashes; Vault's fail-closed audit devic
 """
 
 from secure_llm_proxy.audit.changes import Change, recorded
+from secure_llm_proxy.audit.exports import ClearRow, ExportEnd, ExportFormat, RowWriter, row_of_record, row_writer
 from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLine, SegmentLine
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, read_genesis
 from secure_llm_proxy.audit.journal import SocketJournal
@@ -20,7 +21,10 @@ from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, Veri
 
 __all__ = [
     "Change",
+    "ClearRow",
     "EndLine",
+    "ExportEnd",
+    "ExportFormat",
     "Finding",
     "Genesis",
     "GenesisBroken",
@@ -30,6 +34,7 @@ __all__ = [
     "Opened",
     "Outcome",
     "RecordLine",
+    "RowWriter",
     "SegmentLine",
     "Severity",
     "SocketJournal",
@@ -42,6 +47,8 @@ __all__ = [
     "read_anchors",
     "read_genesis",
     "recorded",
+    "row_of_record",
+    "row_writer",
     "running_writer",
     "transient_writer",
     "verify",
