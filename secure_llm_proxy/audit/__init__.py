@@ -14,6 +14,7 @@ from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLin
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, read_genesis
 from secure_llm_proxy.audit.journal import SocketJournal
 from secure_llm_proxy.audit.reading import LogLine, Opened, find_records, log_lines, open_records
+from secure_llm_proxy.audit.restart import restart_log
 from secure_llm_proxy.audit.running_writer import running_writer, transient_writer
 from secure_llm_proxy.audit.segments import host_directory
 from secure_llm_proxy.audit.signed_tree import read_anchors
@@ -47,6 +48,7 @@ __all__ = [
     "read_anchors",
     "read_genesis",
     "recorded",
+    "restart_log",
     "row_of_record",
     "row_writer",
     "running_writer",

@@ -7,19 +7,17 @@ start (one sentence on stderr says why).
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import sys
-from pathlib import Path
 
 import orjson
 
 from secure_llm_proxy.audit.appender import Appender, Rhythm
 from secure_llm_proxy.audit.epoch import EpochKeys
-from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, read_genesis
+from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, lock_log, read_genesis
 from secure_llm_proxy.audit.seal import KeyEncryptionKey
-from secure_llm_proxy.audit.segments import GENESIS_NAME, LOCK_NAME
+from secure_llm_proxy.audit.segments import GENESIS_NAME
 from secure_llm_proxy.audit.writer import StopRequest, Writer, listen, report
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings, SettingsError, load_audit_writer_settings
@@ -48,7 +46,7 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     host = settings.directory / find_host_id(settings)
     if not (host / GENESIS_NAME).is_file():
         raise OperatorError(f"{host} holds no audit log yet; `manage.py audit init` begins one.")
-    lock = _lock(host)
+    lock = lock_log(host)
     try:
         genesis = read_genesis(host)
     except GenesisBroken as error:
@@ -83,16 +81,6 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     listener.close()
     report("writer_stopped")
     os.close(lock)
-
-
-def _lock(host: Path) -> int:
-    """Held for the life of the process: two writers would fork the chain."""
-    descriptor = os.open(host / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OperatorError(f"Another audit writer holds {host}; only one may write a log.") from None
-    return descriptor
 
 
 def _settings_of_parent() -> AuditSettings:

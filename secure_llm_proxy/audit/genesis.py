@@ -1,8 +1,7 @@
 """Root of trust of one host's log: the owner's key signs the log's name and its first epoch key, once.
 
 The owner's private half is returned to the operator and kept nowhere; whoever holds the public half can tell this
-log from any other that claims its name. The epoch key's private half lies in AUDIT_KEYS_DIR, wrapped by the
-key-encryption key; later versions sign checkpoints with it.
+log from any other that claims its name. The first epoch key's private half lies in AUDIT_KEYS_DIR (`epoch.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from secure_llm_proxy.audit.durable_files import write_durably
 from secure_llm_proxy.audit.epoch import EPOCH_KEY_NAME, EpochKeys
 from secure_llm_proxy.audit.format import FormatError, base64_text, strict_base64
-from secure_llm_proxy.audit.segments import GENESIS_NAME, hosts_in, segments_in
+from secure_llm_proxy.audit.segments import GENESIS_NAME, LOCK_NAME, hosts_in, segments_in
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings
 
@@ -138,6 +137,33 @@ def _require_kek(settings: AuditSettings) -> None:
         raise OperatorError(
             "AUDIT_KEK is missing. Make one with: python3 -c 'import secrets; print(secrets.token_hex(32))'"
         )
+
+
+def lock_log(host: Path) -> int:
+    """Hold a log's lock for the life of the process, or until the descriptor is closed: two writers would fork the chain.
+
+    Raises `OperatorError` when another process has it.
+    """
+    descriptor = os.open(host / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OperatorError(f"Another audit writer holds {host}; only one may write a log.") from None
+    return descriptor
+
+
+def owner_key_from(text: str, genesis: Genesis) -> Ed25519PrivateKey:
+    """The owner's private key as it was shown once. Raises `OperatorError` when it is none, or another log's."""
+    try:
+        key = Ed25519PrivateKey.from_private_bytes(strict_base64(text.strip()))
+    except ValueError:
+        raise OperatorError(
+            "This is no owner key: it must be the base64 text that was shown when the log began."
+        ) from None
+    if base64_text(key.public_key().public_bytes_raw()) != genesis.owner_public_key:
+        raise OperatorError(f"This is the owner key of another log than {genesis.log}.")
+    return key
 
 
 def _require_epoch_key(settings: AuditSettings) -> None:

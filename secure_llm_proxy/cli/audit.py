@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import click
 import orjson
@@ -17,6 +18,7 @@ from secure_llm_proxy.audit import (
     log_lines,
     open_records,
     read_anchors,
+    restart_log,
     running_writer,
     verify,
 )
@@ -46,6 +48,24 @@ def init(context: CommandContext) -> None:
         click.echo(f"    {genesis.owner_private_key}")
     click.echo("Owner key, public half (give it to auditors; `audit verify --genesis` takes it):")
     click.echo(f"    {genesis.owner_public_key}")
+
+
+@audit.command()
+@click.option(
+    "--owner-key",
+    type=click.File(),
+    required=True,
+    help="File with the owner's private key as `audit init` showed it once; - is standard input.",
+)
+@click.option("--force", is_flag=True, help="Also when the signing key in force is not lost.")
+@pass_context
+def restart(context: CommandContext, owner_key: TextIO, *, force: bool) -> None:
+    """Go on with a log whose signing key is lost, as after a restore: the owner signs a new one, and verifiers are told.
+
+    Stop the service first.
+    """
+    genesis = restart_log(context.audit_settings, owner_key.read(4096), force=force)
+    click.echo(f"The log {genesis.log} goes on with a new signing key, which its owner has signed.")
 
 
 @audit.command(name="verify")
