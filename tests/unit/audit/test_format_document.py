@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from secure_llm_proxy.audit.format import ALGORITHMS_CLEAR, ALGORITHMS_SEALED, RESERVED_NAMES
+from secure_llm_proxy.audit.format import ALGORITHMS_CLEAR, ALGORITHMS_SEALED, FEATURES, RESERVED_NAMES
 from secure_llm_proxy.audit.segments import GENESIS_NAME, LINK_NAME, LOCK_NAME, SegmentState
 from secure_llm_proxy.vocabulary.events import AuditType
 from tests.support.audit_log import REPOSITORY
@@ -25,6 +25,8 @@ TEXT = (REPOSITORY / "docs" / "audit-format.md").read_text()
         "slp/commit",
         "slp/kek-check",
         "secure-llm-proxy audit genesis v1",
+        "secure-llm-proxy audit key roll v1",
+        *FEATURES,
     ],
 )
 def test_the_document_names_it(name: str) -> None:
