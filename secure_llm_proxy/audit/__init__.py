@@ -13,7 +13,7 @@ from secure_llm_proxy.audit.exports import ClearRow, ExportEnd, ExportFormat, Ro
 from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLine, SegmentLine
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, read_genesis
 from secure_llm_proxy.audit.journal import SocketJournal
-from secure_llm_proxy.audit.reading import LogLine, Opened, find_records, log_lines, open_records
+from secure_llm_proxy.audit.reading import BodyOpener, LogLine, Opened, find_records, log_lines, open_records
 from secure_llm_proxy.audit.restart import restart_log
 from secure_llm_proxy.audit.running_writer import running_writer, transient_writer
 from secure_llm_proxy.audit.segments import host_directory
@@ -21,6 +21,7 @@ from secure_llm_proxy.audit.signed_tree import read_anchors
 from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, VerificationReport, verify
 
 __all__ = [
+    "BodyOpener",
     "Change",
     "ClearRow",
     "EndLine",

@@ -16,7 +16,8 @@ import orjson
 from secure_llm_proxy.audit.appender import Appender, Rhythm
 from secure_llm_proxy.audit.epoch import EpochKeys
 from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, lock_log, read_genesis
-from secure_llm_proxy.audit.seal import KeyEncryptionKey
+from secure_llm_proxy.audit.keystore import KeyStore
+from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.audit.segments import GENESIS_NAME
 from secure_llm_proxy.audit.writer import StopRequest, Writer, listen, report
 from secure_llm_proxy.foundation.errors import OperatorError
@@ -51,15 +52,18 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         genesis = read_genesis(host)
     except GenesisBroken as error:
         raise OperatorError(f"The audit log in {host} has no valid root of trust: {error}.") from None
-    kek = None
+    ring = None
     if settings.encryption_enabled:
-        if settings.kek is None:
+        ring = KeyRing.of(settings)
+        if ring is None:
             raise OperatorError("AUDIT_KEK is missing, and the audit log is to be encrypted.")
-        kek = KeyEncryptionKey.from_text(settings.kek.get_secret_value())
+    epoch = EpochKeys.of(settings)
+    # Not before the epoch key shows that this is the right key-encryption key.
+    key_store = KeyStore.open(settings.keys_directory, ring) if ring and epoch.check() else None
     appender = Appender(
         genesis,
-        kek,
-        EpochKeys.of(settings),
+        ring.current if ring else None,
+        epoch,
         segment_bytes_max=settings.segment_bytes_max,
         segment_age_s=settings.segment_age_s,
         rhythm=Rhythm(
@@ -69,6 +73,7 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
             epoch_s=settings.epoch_s,
         ),
         report=report,
+        key_store=key_store,
     )
     stop = StopRequest()
     appender.recover()

@@ -12,8 +12,8 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -54,6 +54,7 @@ from secure_llm_proxy.audit.format import (
     tree_line,
 )
 from secure_llm_proxy.audit.genesis import Genesis
+from secure_llm_proxy.audit.keystore import KeyStore, KeyStoreUnavailable
 from secure_llm_proxy.audit.merkle import TreeEdge
 from secure_llm_proxy.audit.notes import Checkpoint, sign_checkpoint
 from secure_llm_proxy.audit.seal import NONCE_BYTES, DataKey, KeyEncryptionKey
@@ -111,7 +112,10 @@ class LogUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record on its way in. `metadata` is a checked JSON object as bytes; `start` the `sid` of an `llm.end`."""
+    """A record on its way in. `metadata` is a checked JSON object as bytes; `start` the `sid` of an `llm.end`.
+
+    `subject` is the person by whose key the body is sealed; None: by the segment's own.
+    """
 
     worker: str
     counter: int
@@ -121,13 +125,15 @@ class Entry:
     id: str
     exchange_id: str
     start: str | None
+    subject: str | None = None
 
 
 @dataclass(slots=True)
 class _Open:
     """The segment that takes lines. `size`, `n`, `h` describe what is synced; `n` is the next line's index.
 
-    `before` is the tree without it; `grown`: more than its first lines are in it, so somebody may have been told of them.
+    `before` is the tree without it; `grown`: more than its first lines are in it, so somebody may have been told of them;
+    `announced` names the keys of the key store that have their line in it.
     """
 
     file: SegmentFile
@@ -141,6 +147,7 @@ class _Open:
     kid: bytes | None
     before: TreeEdge
     grown: bool = False
+    announced: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -173,6 +180,7 @@ class Appender:
         disk: Disk | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         on_checkpoint: Callable[[Checkpoint, str], None] | None = None,
+        key_store: KeyStore | None = None,
     ) -> None:
         self.carry = Carry()
         self.last_checkpoint: tuple[Checkpoint, str] | None = None
@@ -190,6 +198,7 @@ class Appender:
         self._genesis = genesis
         self._directory = genesis.directory
         self._kek = kek
+        self._key_store = key_store
         self._segment_bytes_max = segment_bytes_max
         self._segment_age_s = segment_age_s
         self._report = report
@@ -634,14 +643,18 @@ class Appender:
     # --- records ------------------------------------------------------------------------------------------------------
 
     def commit(self, batch: Sequence[Entry], connected: Collection[str] = ()) -> None:
-        """Return when every entry is on disk. One failing disk costs a segment; a second failure raises `LogUnavailable`."""
+        """Return when every entry is on disk. One failing disk costs a segment; a second failure raises `LogUnavailable`.
+
+        So does a key store that can't make a key: nothing is written then, and the segment stays open.
+        """
+        keys = self._keys_of(batch)
         try:
-            self._append(batch)
+            self._append(batch, keys)
         except OSError as error:
             self._give_up(error)
             try:
                 self.open_segment(connected)
-                self._append(batch)
+                self._append(batch, keys)
             except OSError as second:
                 if self._open is not None:
                     self._give_up(second)
@@ -649,11 +662,41 @@ class Appender:
         for entry in batch:
             self.carry.apply(entry.worker, entry.counter, entry.kind, entry.id, entry.exchange_id, entry.start)
 
-    def _append(self, batch: Sequence[Entry]) -> None:
+    def check_keys(self) -> None:
+        """Return when keys of persons can be made. Raises `LogUnavailable`."""
+        if self._key_store is not None:
+            try:
+                self._key_store.check()
+            except KeyStoreUnavailable as error:
+                raise LogUnavailable(str(error)) from None
+
+    def _keys_of(self, batch: Sequence[Entry]) -> Mapping[str, tuple[str, DataKey]]:
+        """The keys of the batch's persons, durable before anything is sealed by them."""
+        if self._key_store is None:
+            return {}
+        subjects = {entry.subject for entry in batch if entry.subject is not None}
+        try:
+            return self._key_store.keys_of(subjects) if subjects else {}
+        except KeyStoreUnavailable as error:
+            raise LogUnavailable(str(error)) from None
+
+    def _append(self, batch: Sequence[Entry], keys: Mapping[str, tuple[str, DataKey]]) -> None:
         segment = self._opened()
         n, h, lines, leaves = segment.n, segment.h, [], []
+        announced: set[str] = set()
         for entry in batch:
-            nonce = self._nonce() if segment.key else None
+            key, kid = segment.key, segment.kid
+            if entry.subject is not None and entry.subject in keys:
+                name, key = keys[entry.subject]
+                kid = name.encode()
+                if name not in segment.announced and name not in announced:
+                    announced.add(name)
+                    line = key_line(KeyLine(n, self._time().decode(), name, key.commitment, None, h))
+                    h = leaf(line)
+                    n += 1
+                    lines.append(line)
+                    leaves.append(h)
+            nonce = self._nonce() if key else None
             header = record_header(
                 n,
                 self._time(),
@@ -662,13 +705,14 @@ class Appender:
                 entry.counter,
                 entry.metadata,
                 h,
-                segment.kid,
+                kid,
                 nonce,
             )
-            if segment.key and nonce:
-                line = sealed_record(header, segment.key.seal(nonce, entry.body, header))
-            else:
-                line = clear_record(header, entry.body)
+            line = (
+                sealed_record(header, key.seal(nonce, entry.body, header))
+                if key and nonce
+                else clear_record(header, entry.body)
+            )
             h = leaf(line)
             n += 1
             lines.append(line)
@@ -679,8 +723,9 @@ class Appender:
         self._disk.sync_data(segment.descriptor)
         segment.n, segment.h = n, h
         segment.size += len(content)
-        segment.lines += len(batch)
+        segment.lines += len(leaves)
         segment.grown = True
+        segment.announced |= announced
         self._cover(leaves)
 
     def _opened(self) -> _Open:

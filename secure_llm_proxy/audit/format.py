@@ -51,6 +51,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _HEX_16 = re.compile(r"[0-9a-f]{16}")
 _HEX_32 = re.compile(r"[0-9a-f]{32}")
 _WORKER = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,18})")
+_SUBJECT = re.compile(r"s_[0-9a-f]{16}")
 _MEMBERS_MAX = 64
 _COUNTER_MAX = 1 << 63
 
@@ -271,6 +272,12 @@ def check_metadata(metadata: dict[str, Any]) -> dict[str, ClearValue]:
         return metadata
     first = [name for name in _FIXED_NAMES if name in metadata]
     return {name: metadata[name] for name in dict.fromkeys([*first, *names])}
+
+
+def subject_in(clear: dict[str, ClearValue]) -> str | None:
+    """The person by whose key a record with this metadata is sealed; None without a well-formed `sub`."""
+    subject = clear.get("sub")
+    return subject if type(subject) is str and _SUBJECT.fullmatch(subject) else None
 
 
 @lru_cache(maxsize=1024)

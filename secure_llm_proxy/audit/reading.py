@@ -6,6 +6,7 @@ segment continues. Reading needs no secret, opening a body the key-encryption ke
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,14 @@ from secure_llm_proxy.audit.format import (
     SegmentLine,
     parse_line,
 )
-from secure_llm_proxy.audit.seal import DataKey, KeyEncryptionKey, SealBroken
+from secure_llm_proxy.audit.keystore import KeyStore, KeyStoreUnavailable
+from secure_llm_proxy.audit.seal import DataKey, KeyRing, SealBroken
 from secure_llm_proxy.audit.segments import SegmentFile, SegmentState, host_directory, raw_lines, segments_in
+from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.settings import AuditSettings
 from secure_llm_proxy.vocabulary.events import AuditType
+
+ERASED = "The body was erased: its key was destroyed."
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,39 +114,114 @@ def find_records(directory: Path, identifier: str, *, host_id: str = "") -> list
     ]
 
 
-class BodyOpener:
-    """Opens bodies. `key_text` is the key-encryption key as operators write it; a log without encryption needs none."""
+class BodyLost(SealBroken):
+    """The key that sealed a body is not here: not in the key store, or wrapped by a key-encryption key that we don't have.
 
-    def __init__(self, key_text: str | None) -> None:
-        self._kek = KeyEncryptionKey.from_text(key_text) if key_text else None
-        self._keys: dict[str, DataKey] = {}
+    `erased`: the key store says that it was destroyed on purpose.
+    """
+
+    def __init__(self, *, erased: bool) -> None:
+        super().__init__()
+        self.erased = erased
+
+
+class BodyOpener:
+    """Opens bodies. `key_text` is the key-encryption key as operators write it; a log without encryption needs none.
+
+    `previous` are earlier ones, comma separated; `keys_directory` is where the keys of persons lie. Raises `OperatorError`
+    when a key is none, or the key store can't be read.
+    """
+
+    def __init__(
+        self, key_text: str | None, *, previous: str | None = None, keys_directory: Path | None = None
+    ) -> None:
+        self._ring = KeyRing.from_texts(key_text, previous) if key_text else None
+        self._store = KeyStore.open_to_read(keys_directory, self._ring) if self._ring and keys_directory else None
+        self._kek_id: str | None = None
+        # Name and key of the segment's own key; None: it is not here.
+        self._system: tuple[str, DataKey | None] | None = None
+        # What the segment being read says about the keys of persons.
+        self._commitments: dict[str, bytes] = {}
+
+    @classmethod
+    def of(cls, settings: AuditSettings) -> BodyOpener:
+        """With the keys that `settings` hold; without any it opens what is not sealed."""
+        kek, previous = settings.kek, settings.previous_keks
+        return cls(
+            kek.get_secret_value() if kek else None,
+            previous=previous.get_secret_value() if previous else None,
+            keys_directory=settings.keys_directory,
+        )
+
+    def enter(self, kek_id: str | None) -> None:
+        """A segment begins, whose own key is wrapped by the key-encryption key of this id: keys of before count no more."""
+        self._kek_id = kek_id
+        self._system = None
+        self._commitments.clear()
 
     def learn(self, line: KeyLine) -> None:
-        """Unwrap a data key and hold it to its commitment. Raises `SealBroken`."""
-        if self._kek is None or line.wrapped is None:
-            return
-        key = DataKey(self._kek.unwrap(line.wrapped, line.kid))
-        if key.commitment != line.commitment:
-            raise SealBroken
-        # Segments have keys of their own, so only the latest is ever needed again.
-        self._keys = {line.kid: key}
+        """Take a key line into account; a wrapped key is held to its commitment. Raises `SealBroken`."""
+        if line.wrapped is None:
+            self._commitments.setdefault(line.kid, line.commitment)
+        elif self._ring is not None:
+            # Segments have keys of their own, so only the latest is ever needed again.
+            self._system = None
+            key = self._unwrapped(self._ring, line.kid, line.wrapped)
+            if key is not None and key.commitment != line.commitment:
+                raise SealBroken
+            self._system = (line.kid, key)
 
     def open(self, record: RecordLine) -> bytes:
         """The body in clear. Raises `SealBroken` when the key is not there or the body is not what was sealed."""
         if record.plain is not None:
             return record.plain
-        key = self._keys.get(record.kid or "")
-        if key is None or record.nonce is None or record.sealed is None:
+        if record.kid is None or record.nonce is None or record.sealed is None:
             raise SealBroken
-        return key.open(record.nonce, record.sealed, record.header)
+        return self._key(record.kid).open(record.nonce, record.sealed, record.header)
+
+    def _key(self, kid: str) -> DataKey:
+        if self._system is not None and self._system[0] == kid:
+            if self._system[1] is None:
+                raise BodyLost(erased=False)
+            return self._system[1]
+        if self._ring is None or kid not in self._commitments:
+            raise SealBroken
+        key = self._stored(kid)
+        if key is None:
+            raise BodyLost(erased=self._is_erased(kid))
+        if key.commitment != self._commitments[kid]:
+            raise SealBroken
+        return key
+
+    def _unwrapped(self, ring: KeyRing, kid: str, wrapped: bytes) -> DataKey | None:
+        try:
+            return DataKey(ring.unwrap(wrapped, kid))
+        except (SealBroken, ValueError):
+            stored = self._stored(kid)
+            if stored is None and (self._kek_id is None or self._kek_id in ring):
+                raise SealBroken from None
+            return stored
+
+    def _stored(self, kid: str) -> DataKey | None:
+        try:
+            return self._store.key(kid) if self._store else None
+        except KeyStoreUnavailable as error:
+            raise OperatorError(str(error)) from None
+
+    def _is_erased(self, kid: str) -> bool:
+        try:
+            return self._store is not None and self._store.is_erased(kid)
+        except KeyStoreUnavailable as error:
+            raise OperatorError(str(error)) from None
 
 
-def open_records(directory: Path, identifier: str, key_text: str | None, *, host_id: str = "") -> list[Opened]:
+def open_records(directory: Path, identifier: str, keys: BodyOpener | str | None, *, host_id: str = "") -> list[Opened]:
     """The records of `find_records` with their bodies; a body that travelled in parts is joined to its record.
 
-    Raises `OperatorError` when `key_text` is no key at all; a key that does not fit shows as each record's `problem`.
+    `keys` is an opener, or the key-encryption key alone, which opens what no person's key has sealed. Raises
+    `OperatorError` when that is no key at all; a key that does not fit shows as each record's `problem`.
     """
-    opener = BodyOpener(key_text)
+    opener = keys if isinstance(keys, BodyOpener) else BodyOpener(keys)
     found = find_records(directory, identifier, host_id=host_id)
     opened = []
     keys_of: SegmentFile | None = None
@@ -155,6 +236,8 @@ def open_records(directory: Path, identifier: str, key_text: str | None, *, host
                 keys_of = item.file
                 _learn_keys(item.file, opener)
             body = opener.open(record)
+        except BodyLost as lost:
+            problem = ERASED if lost.erased else "The key of this body is in no key store here."
         except SealBroken:
             problem = "The body cannot be opened with this key, or is not what was sealed."
         whole_of = record.clear.get("pt_of")
@@ -175,9 +258,13 @@ def open_records(directory: Path, identifier: str, key_text: str | None, *, host
 
 
 def _learn_keys(file: SegmentFile, opener: BodyOpener) -> None:
-    """Key lines stand before the records that need them; today there is one, right behind the first line."""
-    for item in _lines_of(file, None):
-        if isinstance(item.line, KeyLine):
-            opener.learn(item.line)
-        elif isinstance(item.line, RecordLine):
-            return
+    """A key's line stands before the first record that needs it, wherever that is in the segment."""
+    with file.open() as stream:
+        for number, (raw, whole) in enumerate(raw_lines(stream)):
+            # One line in hundreds: the others are not worth a parser's time.
+            line = _parsed(raw, ()) if whole and (number == 0 or raw.startswith(b'{"k":"key",')) else None
+            if isinstance(line, SegmentLine):
+                opener.enter(line.kek_id)
+            elif isinstance(line, KeyLine):
+                with contextlib.suppress(SealBroken):
+                    opener.learn(line)

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.settings import AuditSettings
 
 KEY_BYTES = 32
 NONCE_BYTES = 24
@@ -121,6 +122,14 @@ class KeyRing:
         """`previous` is comma separated, as in AUDIT_KEK_PREVIOUS. Raises `OperatorError` that says how to make a key."""
         earlier = [KeyEncryptionKey.from_text(text) for text in (previous or "").split(",") if text.strip()]
         return cls(KeyEncryptionKey.from_text(current), earlier)
+
+    @classmethod
+    def of(cls, settings: AuditSettings) -> KeyRing | None:
+        """The keys in `settings`; None without AUDIT_KEK, as everywhere but in the audit writer."""
+        if settings.kek is None:
+            return None
+        previous = settings.previous_keks
+        return cls.from_texts(settings.kek.get_secret_value(), previous.get_secret_value() if previous else None)
 
     def __contains__(self, kek_id: str) -> bool:
         return kek_id in self._keys

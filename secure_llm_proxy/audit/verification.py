@@ -37,7 +37,7 @@ from secure_llm_proxy.audit.format import (
     parse_line,
 )
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, read_genesis
-from secure_llm_proxy.audit.reading import BodyOpener
+from secure_llm_proxy.audit.reading import BodyLost, BodyOpener
 from secure_llm_proxy.audit.seal import SealBroken
 from secure_llm_proxy.audit.segments import (
     GENESIS_NAME,
@@ -130,17 +130,20 @@ def verify(
     genesis_public_key: str | None,
     progress: Callable[[str, int], None] | None = None,
     kek: str | None = None,
+    opener: BodyOpener | None = None,
     host_id: str = "",
     anchors: Iterable[str] = (),
 ) -> VerificationReport:
     """Check the log in `directory` (a host's directory, or AUDIT_DIR with one host in it).
 
     `genesis_public_key` is the owner's, from where the operator keeps it; without it the log is only shown to be
-    consistent with itself. `progress` is called with the file's name and the lines checked so far. With `kek` every
-    body is opened too. `anchors` are checkpoint notes that were kept elsewhere (`signed_tree.read_anchors`): the log must begin
-    with what they say. Raises `OperatorError` when there is no log, or `kek` is no key.
+    consistent with itself. `progress` is called with the file's name and the lines checked so far. With `opener` every
+    body is opened too; with `kek`, those that no person's key has sealed. `anchors` are checkpoint notes that were kept
+    elsewhere (`signed_tree.read_anchors`): the log must begin with what they say. Raises `OperatorError` when there is no log,
+    or `kek` is no key.
     """
-    return _Verification(host_directory(directory, host_id), genesis_public_key, progress, kek, anchors).run()
+    opener = opener or (BodyOpener(kek) if kek else None)
+    return _Verification(host_directory(directory, host_id), genesis_public_key, progress, opener, anchors).run()
 
 
 @dataclass(slots=True)
@@ -177,19 +180,32 @@ class _Segment:
         return self.first is not None and bool(self.first.features)
 
 
+@dataclass(slots=True)
+class _Lost:
+    """A key that is not here: where it was missed first, and for how many bodies."""
+
+    file: str
+    line: int
+    erased: bool
+    bodies: int = 0
+
+
 class _Verification:
     def __init__(
         self,
         directory: Path,
         owner: str | None,
         progress: Callable[[str, int], None] | None,
-        kek: str | None,
+        opener: BodyOpener | None,
         anchors: Iterable[str],
     ) -> None:
         self._directory = directory
         self._owner = owner
         self._progress = progress
-        self._opener = BodyOpener(kek) if kek else None
+        self._opener = opener
+        # By kid; and the kids of which a record says that they were erased.
+        self._lost: dict[str, _Lost] = {}
+        self._erased: set[str] = set()
         self._genesis: Genesis | None = None
         self._anchors = list(anchors)
         self._signed = SignedTree(None, ())
@@ -388,6 +404,8 @@ class _Verification:
     def _check_first_line(self, segment: _Segment, line: SegmentLine) -> None:
         place, file, previous = self._place, segment.file, line.previous
         segment.first = line
+        if self._opener is not None:
+            self._opener.enter(line.kek_id)
         if line.number != file.number:
             self._tampered(segment, 1, "the number in the first line is not the one in the file's name")
         if started_of(line.t) != file.started:
@@ -494,6 +512,8 @@ class _Verification:
                 self._tampered(segment, number, "the data key was not announced")
             elif self._opener is not None:
                 self._open_body(segment, line, self._opener)
+        if line.type == AuditType.SUBJECT_ERASED and self._opener is not None:
+            self._erased.update(str(line.clear.get("kids")).split(","))
         if line.counter <= self._carry.seen.get(line.worker, 0):
             self._tampered(segment, number, "the worker's counter does not grow: the record stands here twice")
         self._check_exchange(segment, line)
@@ -538,6 +558,9 @@ class _Verification:
     def _open_body(self, segment: _Segment, line: RecordLine, opener: BodyOpener) -> None:
         try:
             opener.open(line)
+        except BodyLost as lost:
+            missed = self._lost.setdefault(line.kid or "", _Lost(segment.file.name, segment.lines, erased=lost.erased))
+            missed.bodies += 1
         except SealBroken:
             self._tampered(
                 segment, segment.lines, "the body does not open: it is not what was sealed, or the key is another"
@@ -557,7 +580,17 @@ class _Verification:
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
+    def _tell_lost_keys(self) -> None:
+        for kid, lost in self._lost.items():
+            if lost.erased or kid in self._erased:
+                what = f"the key {kid} was erased, and with it {lost.bodies} bodies"
+                self._find(Severity.NOTE, lost.file, lost.line, what)
+            else:
+                what = f"the key {kid} of {lost.bodies} bodies is not here, so nothing can be said about them"
+                self._find(Severity.UNDECIDABLE, lost.file, lost.line, what)
+
     def _check_what_is_left(self, segments: list[SegmentFile]) -> None:
+        self._tell_lost_keys()
         furthest = None if self._stopped else self._signed.missing()
         if furthest is not None:
             where = segments[-1].name if segments else GENESIS_NAME

@@ -24,7 +24,13 @@ import orjson
 
 from secure_llm_proxy.audit.appender import Appender, Entry, LogUnavailable
 from secure_llm_proxy.audit.carry import OPEN_BYTES_MAX, entry_bytes
-from secure_llm_proxy.audit.format import BODY_BYTES_MAX, METADATA_BYTES_MAX, RefusedMetadata, check_metadata
+from secure_llm_proxy.audit.format import (
+    BODY_BYTES_MAX,
+    METADATA_BYTES_MAX,
+    RefusedMetadata,
+    check_metadata,
+    subject_in,
+)
 from secure_llm_proxy.audit.frames import COUNTER, FRAME_BYTES_MAX, HEAD, HELLO_BYTES, MAGIC, REFUSED
 from secure_llm_proxy.foundation.clock import SystemClock, rfc3339
 from secure_llm_proxy.foundation.errors import OperatorError
@@ -379,7 +385,7 @@ class Writer:
             owner = opened.exchanges.get(start) or carry.open.get(start)
             if owner is not None and owner != (exchange, worker):
                 raise _Refused("the exchange that it ends is another's")
-        return Entry(worker, counter, written, body, kind, identifier, exchange, start)
+        return Entry(worker, counter, written, body, kind, identifier, exchange, start, subject_in(clear))
 
     # --- exchanges whose worker died ----------------------------------------------------------------------------------
 
@@ -427,9 +433,15 @@ class Writer:
 
     def _open(self) -> None:
         try:
-            self._appender.open_segment(self._by_worker)
+            self._appender.check_keys()
+            if not self._appender.is_open:
+                # It still is when only a key could not be made.
+                self._appender.open_segment(self._by_worker)
         except OSError as error:
             self._fail_closed(LogUnavailable(error.strerror or str(error)))
+            return
+        except LogUnavailable as error:
+            self._fail_closed(error)
             return
         if self._retry_at_s is not None:
             report("log_back")

@@ -11,6 +11,7 @@ import click
 import orjson
 
 from secure_llm_proxy.audit import (
+    BodyOpener,
     Opened,
     SocketJournal,
     VerificationReport,
@@ -93,16 +94,17 @@ def verify_log(
 
     Exit code 0 intact, 1 tampered, 2 usage, 3 incomplete, 4 undecidable.
     """
-    kek = None
+    opener = None
     if content:
-        secret = context.audit_settings.kek
-        if secret is None:
+        if context.audit_settings.kek is None:
             raise OperatorError("--content needs AUDIT_KEK, the key of the audit writer.")
-        kek = secret.get_secret_value()
+        opener = BodyOpener.of(context.audit_settings)
     place = directory or context.settings.audit.directory
     host_id = "" if directory else context.settings.audit.host_id
     anchors = read_anchors(anchors_file) if anchors_file else []
-    report = verify(place, genesis_public_key=genesis, progress=_Progress(), kek=kek, host_id=host_id, anchors=anchors)
+    report = verify(
+        place, genesis_public_key=genesis, progress=_Progress(), opener=opener, host_id=host_id, anchors=anchors
+    )
     if as_json:
         show_json(_report_values(report))
     else:
@@ -187,8 +189,7 @@ def show(context: CommandContext, identifier: str, *, as_json: bool) -> None:
     if settings.kek is None and settings.encryption_enabled:
         raise OperatorError("Opening a record needs AUDIT_KEK; run this as a user who may read the audit writer's key.")
     _record_reveal(context, identifier)
-    key = settings.kek.get_secret_value() if settings.kek is not None else None
-    opened = open_records(settings.directory, identifier, key, host_id=settings.host_id)
+    opened = open_records(settings.directory, identifier, BodyOpener.of(settings), host_id=settings.host_id)
     opened = [found for found in opened if found.record.type != AuditType.REVEAL]
     if not opened:
         raise OperatorError(f"No record has the id {as_cell(identifier)}.")

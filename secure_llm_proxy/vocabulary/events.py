@@ -36,6 +36,7 @@ class AuditType(StrEnum):
     ADMIN_RESULT = "admin.result"
     REVEAL = "audit.reveal"
     AUTH_EVENT = "auth.event"
+    SUBJECT_ERASED = "subject.erased"
 
 
 class EndStatus(StrEnum):

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import orjson
 
-from secure_llm_proxy.audit import Genesis, VerificationReport, initialise, log_lines, verify
+from secure_llm_proxy.audit import BodyOpener, Genesis, VerificationReport, initialise, log_lines, verify
 from secure_llm_proxy.audit.appender import Appender, Disk, Entry, Rhythm
 from secure_llm_proxy.audit.epoch import EpochKeys
-from secure_llm_proxy.audit.format import RecordLine
+from secure_llm_proxy.audit.format import RecordLine, subject_in
+from secure_llm_proxy.audit.keystore import KeyStore
 from secure_llm_proxy.audit.notes import Checkpoint
 from secure_llm_proxy.audit.running_writer import listens
 from secure_llm_proxy.audit.seal import KeyEncryptionKey
@@ -68,7 +69,7 @@ def end_event(start: AuditEvent) -> AuditEvent:
 def entry(counter: int, *, kind: str = "llm.refused", body: bytes = b"body", **clear: ClearValue) -> Entry:
     """A record as the writer's loop hands it to the log."""
     identifier = f"R{counter:04d}"
-    members = {"ty": kind, "id": identifier, "rid": EXCHANGE, **clear}
+    members: dict[str, ClearValue] = {"ty": kind, "id": identifier, "rid": EXCHANGE, **clear}
     start = clear.get("sid")
     return Entry(
         WORKER,
@@ -79,6 +80,7 @@ def entry(counter: int, *, kind: str = "llm.refused", body: bytes = b"body", **c
         identifier,
         EXCHANGE,
         start if isinstance(start, str) else None,
+        subject_in(members),
     )
 
 
@@ -107,6 +109,7 @@ def appender(
     rhythm: Rhythm | None = None,
     on_checkpoint: Callable[[Checkpoint, str], None] | None = None,
     epoch_key: bool = True,
+    key_store: KeyStore | None = None,
 ) -> Appender:
     """A log that has recovered and has no segment open yet; without `epoch_key`, one that can't sign."""
     key = KeyEncryptionKey.from_text(kek) if kek else None
@@ -121,6 +124,7 @@ def appender(
         now_ns=now_ns,
         rhythm=rhythm,
         on_checkpoint=on_checkpoint,
+        key_store=key_store,
     )
     made.recover()
     if epoch_key:
@@ -143,7 +147,8 @@ def write_log(directory: Path, segments: Sequence[Sequence[Entry]] | None = None
 
 
 def check(settings: AuditSettings, *, kek: str | None = KEK) -> VerificationReport:
-    return verify(settings.directory, genesis_public_key=None, kek=kek)
+    opener = BodyOpener(kek, keys_directory=settings.keys_directory) if kek else None
+    return verify(settings.directory, genesis_public_key=None, opener=opener)
 
 
 def records_in(directory: Path) -> list[RecordLine]:
