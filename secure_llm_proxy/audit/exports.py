@@ -21,6 +21,7 @@ import orjson
 
 from secure_llm_proxy import __version__
 from secure_llm_proxy.audit.format import RecordLine, base64_text, leaf
+from secure_llm_proxy.foundation.errors import ErrorCode
 from secure_llm_proxy.vocabulary.audit import ClearValue
 from secure_llm_proxy.vocabulary.events import AuditType, EndStatus, EventName
 
@@ -197,8 +198,8 @@ _SEVERITY_OF_END: dict[str, int] = {
     EndStatus.KILLED: 7,
     EndStatus.INTERNAL_ERROR: 6,
     EndStatus.ORPHAN: 5,
-    EndStatus.UPSTREAM_ERROR: 4,
-    EndStatus.UPSTREAM_TIMEOUT: 4,
+    EndStatus.UPSTREAM_ERROR: 3,
+    EndStatus.UPSTREAM_TIMEOUT: 3,
     EndStatus.NOT_SENT: 3,
     EndStatus.CLIENT_ABORT: 2,
     EndStatus.COMPLETE: 1,
@@ -217,6 +218,44 @@ def severity_of(row: ClearRow) -> int:
     base = _SEVERITY_OF_EVENT.get(row.event or "", _SEVERITY_OF_TYPE.get(row.type, _SEVERITY_LEAST))
     # A change that was begun and did not come about is worth a second look.
     return min(10, base + 1) if row.clear.get("ok") is False else base
+
+
+_SECURITY_EVENTS = frozenset(
+    {
+        EventName.SECURITY_EVENT,
+        EventName.BLOCKED_IP,
+        EventName.AUTHENTICATION_FAILED,
+        EventName.RATE_LIMIT_EXCEEDED,
+    }
+)
+# Refusals because a rule that somebody set forbids it; not those of a request that is malformed, too fast or unknown.
+_VIOLATIONS = frozenset(
+    {
+        ErrorCode.ADDRESS_BLOCKED,
+        ErrorCode.AGENT_BLOCKED,
+        ErrorCode.ADDRESS_NOT_ALLOWED,
+        ErrorCode.AGENT_NOT_ALLOWED,
+        ErrorCode.MODEL_NOT_ALLOWED,
+        ErrorCode.SCOPE_MISSING,
+        ErrorCode.MAX_TOKENS_EXCEEDED,
+        ErrorCode.WRONG_KEY_KIND,
+        ErrorCode.API_KEY_IN_URL,
+        ErrorCode.API_KEY_IN_BODY,
+        ErrorCode.KILLED,
+        ErrorCode.PROJECT_INACTIVE,
+        ErrorCode.FORBIDDEN,
+    }
+)
+
+
+def is_security_event(row: ClearRow) -> bool:
+    """Whether its event is one of those that operators watch: SECURITY_EVENT, BLOCKED_IP, AUTHENTICATION_FAILED, RATE_LIMIT_EXCEEDED."""
+    return row.event in _SECURITY_EVENTS
+
+
+def is_violation(row: ClearRow) -> bool:
+    """Whether it is the refusal of something that a rule forbids."""
+    return row.clear.get("code") in _VIOLATIONS
 
 
 def risk_of(severity: int) -> Risk:
@@ -256,7 +295,9 @@ class JsonLines:
 
 
 class JsonEnvelope:
-    """One JSON object: the envelope's members, `records`, and at its end what `ExportEnd` says."""
+    """One JSON object, the origin's envelope: the envelope's members, `export_content`, `data_summary`, and what `ExportEnd`
+    says. `audit_logs` holds every record; the other lists of `export_content` name some of them by their ids.
+    """
 
     content_type = "application/json"
     suffix = "json"
@@ -264,19 +305,34 @@ class JsonEnvelope:
     def __init__(self, envelope: Mapping[str, object]) -> None:
         self._envelope = envelope
         self._separator = b""
+        self._security_events: list[str] = []
+        self._violations: list[str] = []
+        self._risks: list[dict[str, object]] = []
 
     def opening(self) -> bytes:
         head = orjson.dumps(dict(self._envelope))[1:-1]
-        return b"{" + head + (b"," if head else b"") + b'"records":[\n'
+        return b"{" + head + (b"," if head else b"") + b'"export_content":{"audit_logs":[\n'
 
     def row(self, row: ClearRow) -> bytes:
+        if is_security_event(row):
+            self._security_events.append(row.id)
+        if is_violation(row):
+            self._violations.append(row.id)
+        severity = severity_of(row)
+        if risk_of(severity).rank >= Risk.HIGH.rank:
+            self._risks.append({"id": row.id, "risk_level": risk_of(severity), "severity": severity})
         told, self._separator = self._separator + orjson.dumps(flat_members(row)), b",\n"
         return told
 
     def ending(self, end: ExportEnd) -> bytes:
-        members = _end_members(end)
-        members["count"] = members.pop("records")
-        return b"\n]," + orjson.dumps(members)[1:] + b"\n"
+        lists: dict[str, list[str] | list[dict[str, object]]] = {
+            "security_events": self._security_events,
+            "compliance_violations": self._violations,
+            "risk_assessments": self._risks,
+        }
+        counted = {"total_records": end.records, **{name: len(ids) for name, ids in lists.items()}}
+        told = {"data_summary": counted, **_end_members(end)}
+        return b"\n]," + orjson.dumps(lists)[1:] + b"," + orjson.dumps(told)[1:] + b"\n"
 
 
 def _end_members(end: ExportEnd) -> dict[str, object]:

@@ -115,8 +115,27 @@ def test_the_json_envelope_is_one_object_however_many_records_it_holds() -> None
 
         told = orjson.loads(writer.opening() + rows + writer.ending(ExportEnd(count, complete=True)))
 
-        assert (told["export_id"], told["count"], len(told["records"])) == ("e", count, count)
-    assert orjson.loads(row_writer(ExportFormat.JSON).opening() + b"]}") == {"records": []}
+        assert (told["export_id"], len(told["export_content"]["audit_logs"])) == ("e", count)
+        assert told["data_summary"]["total_records"] == count
+    assert orjson.loads(row_writer(ExportFormat.JSON).opening() + b"]}}") == {"export_content": {"audit_logs": []}}
+
+
+def test_the_json_envelope_names_the_records_that_the_origins_lists_hold() -> None:
+    writer = row_writer(ExportFormat.JSON)
+    rows = [
+        replace(make_row(event="CHAT_REQUEST"), id="plain"),
+        replace(make_row({"code": "rate_limit_exceeded"}, event="RATE_LIMIT_EXCEEDED"), id="fast"),
+        replace(make_row({"code": "model_not_allowed"}, event="SECURITY_EVENT"), id="model"),
+    ]
+
+    told = orjson.loads(writer.opening() + b"".join(map(writer.row, rows)) + writer.ending(ExportEnd(3, complete=True)))
+
+    content = told["export_content"]
+    assert (content["security_events"], content["compliance_violations"]) == (["fast", "model"], ["model"])
+    assert content["risk_assessments"] == [{"id": "model", "risk_level": "HIGH", "severity": 7}]
+    assert told["data_summary"] == {
+        "total_records": 3, "security_events": 2, "compliance_violations": 1, "risk_assessments": 1,
+    }  # fmt: skip
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------------
