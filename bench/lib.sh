@@ -27,11 +27,10 @@ enter_bench() {
     cd "$root" || return
 }
 
-# The load generator wrk, and a compiler for ours.
+# The load generator wrk; need_servers has brought the compiler for ours.
 need_load_tools() {
     missing=
     has_program wrk || missing="$missing wrk"
-    has_program cc || missing="$missing gcc libc6-dev"
     [ -n "$missing" ] || return 0
     # shellcheck disable=SC2086 # one word per package
     if can_install_packages && install_packages $missing; then

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -158,8 +158,9 @@ def records_in(directory: Path) -> list[RecordLine]:
 class WriterProcess:
     """The real writer, started as the product starts it, with its settings in the environment."""
 
-    def __init__(self, settings: AuditSettings, log: Path) -> None:
+    def __init__(self, settings: AuditSettings, log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.settings = settings
+        self._environment = environment or {}
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -182,6 +183,7 @@ class WriterProcess:
             "AUDIT_SEGMENT_BYTES_MAX": str(self.settings.segment_bytes_max),
             "AUDIT_SEGMENT_AGE_S": str(self.settings.segment_age_s),
             "ENV_FILE": os.devnull,
+            **self._environment,
         }
         with self._log.open("ab") as stderr:
             self._process = subprocess.Popen(
@@ -217,10 +219,10 @@ class WriterProcess:
 
 
 @contextlib.contextmanager
-def writer_process(settings: AuditSettings) -> Iterator[WriterProcess]:
-    """A running writer over a fresh log; ended with the block, however it ends."""
+def writer_process(settings: AuditSettings, environment: Mapping[str, str] | None = None) -> Iterator[WriterProcess]:
+    """A running writer over a fresh log; ended with the block, however it ends. `environment` is added to its own."""
     initialise(settings)
-    process = WriterProcess(settings, settings.directory.parent / "writer.log")
+    process = WriterProcess(settings, settings.directory.parent / "writer.log", environment)
     try:
         process.start()
         yield process
