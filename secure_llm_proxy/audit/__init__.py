@@ -13,6 +13,18 @@ from secure_llm_proxy.audit.exports import ClearRow, ExportEnd, ExportFormat, Ro
 from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLine, SegmentLine
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, read_genesis
 from secure_llm_proxy.audit.journal import SocketJournal
+from secure_llm_proxy.audit.read_client import (
+    AuditReader,
+    Break,
+    CheckpointRow,
+    Found,
+    Place,
+    RawLine,
+    RawLines,
+    Row,
+    Search,
+    Tail,
+)
 from secure_llm_proxy.audit.reading import BodyOpener, LogLine, Opened, find_records, log_lines, open_records
 from secure_llm_proxy.audit.restart import restart_log
 from secure_llm_proxy.audit.running_writer import running_writer, transient_writer
@@ -21,13 +33,17 @@ from secure_llm_proxy.audit.signed_tree import read_anchors
 from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, VerificationReport, verify
 
 __all__ = [
+    "AuditReader",
     "BodyOpener",
+    "Break",
     "Change",
+    "CheckpointRow",
     "ClearRow",
     "EndLine",
     "ExportEnd",
     "ExportFormat",
     "Finding",
+    "Found",
     "Genesis",
     "GenesisBroken",
     "KeyLine",
@@ -35,11 +51,17 @@ __all__ = [
     "NewerLine",
     "Opened",
     "Outcome",
+    "Place",
+    "RawLine",
+    "RawLines",
     "RecordLine",
+    "Row",
     "RowWriter",
+    "Search",
     "SegmentLine",
     "Severity",
     "SocketJournal",
+    "Tail",
     "VerificationReport",
     "find_records",
     "host_directory",

@@ -11,12 +11,12 @@ import gc
 import os
 import sys
 
-import orjson
-
 from secure_llm_proxy.audit.appender import Appender, Rhythm
 from secure_llm_proxy.audit.epoch import EpochKeys
 from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, lock_log, read_genesis
+from secure_llm_proxy.audit.handover import settings_from_parent
 from secure_llm_proxy.audit.keystore import KeyStore
+from secure_llm_proxy.audit.reader_child import ReaderChild
 from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.audit.segments import GENESIS_NAME
 from secure_llm_proxy.audit.writer import StopRequest, Writer, listen, report
@@ -79,23 +79,19 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     appender.recover()
     appender.take_epoch_key()
     listener = listen(settings.socket)
+    reader = ReaderChild(settings, listen(settings.read_address, "AUDIT_READ_SOCKET"), report)
     gc.freeze()
     report("writer_started", log=genesis.log, pid=os.getpid())
-    Writer(appender, listener, stop, orphan_grace_s=settings.orphan_grace_s, parent=parent).run()
-    settings.socket.unlink(missing_ok=True)
+    Writer(appender, listener, stop, orphan_grace_s=settings.orphan_grace_s, parent=parent, reader=reader).run()
+    for path in (settings.socket, settings.read_address):
+        path.unlink(missing_ok=True)
     listener.close()
     report("writer_stopped")
     os.close(lock)
 
 
 def _settings_of_parent() -> AuditSettings:
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        byte = os.read(0, 1)
-        if not byte:
-            raise OperatorError("The parent of the audit writer went away before it had said anything.")
-        line += byte
-    settings = AuditSettings(**orjson.loads(line))
+    settings = settings_from_parent()
     if settings.kek is None and settings.encryption_enabled:
         # Web processes and commands never hold this key; the writer reads it for itself.
         own = load_audit_writer_settings()

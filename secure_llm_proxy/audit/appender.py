@@ -351,6 +351,13 @@ class Appender:
         return self._open is not None
 
     @property
+    def synced(self) -> tuple[int, bytes]:
+        """How many lines of the log are on disk, and the hash of the last one."""
+        if self._open is not None:
+            return self._open.n, self._open.h
+        return (self._previous.n + 1, self._previous.h) if self._previous else (0, bytes(32))
+
+    @property
     def due_s(self) -> float | None:
         """Seconds until the open segment, its checkpoint or the signing key want something; None while none is open."""
         segment = self._open

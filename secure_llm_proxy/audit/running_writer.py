@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import orjson
-
+from secure_llm_proxy.audit.handover import settings_line
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings
 
@@ -55,13 +54,10 @@ def transient_writer(settings: AuditSettings, stderr: IO[bytes] | None = None) -
             start_new_session=True,
         )
         stack.callback(_stop, child)
-        values = settings.model_dump(mode="json", exclude={"kek", "previous_keks"})
-        for name, secret in (("kek", settings.kek), ("previous_keks", settings.previous_keks)):
-            values[name] = secret and secret.get_secret_value()
         if child.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 # Kept open: its end tells the child that we are gone.
-                child.stdin.write(orjson.dumps(values) + b"\n")
+                child.stdin.write(settings_line(settings))
                 child.stdin.flush()
         _await(child, settings, stderr)
         yield child

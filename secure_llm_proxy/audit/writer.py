@@ -32,6 +32,7 @@ from secure_llm_proxy.audit.format import (
     subject_in,
 )
 from secure_llm_proxy.audit.frames import COUNTER, FRAME_BYTES_MAX, HEAD, HELLO_BYTES, MAGIC, REFUSED
+from secure_llm_proxy.audit.reader_child import ReaderChild
 from secure_llm_proxy.foundation.clock import SystemClock, rfc3339
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.foundation.identifiers import new_record_id
@@ -119,8 +120,10 @@ class Writer:
         *,
         orphan_grace_s: float,
         parent: int | None = None,
+        reader: ReaderChild | None = None,
     ) -> None:
         self._appender = appender
+        self._reader = reader
         self._listener = listener
         self._stop_request = stop
         self._grace_s = orphan_grace_s
@@ -146,6 +149,8 @@ class Writer:
             self._epoll.register(descriptor, select.EPOLLIN)
         if self._parent is not None:
             self._epoll.register(self._parent, select.EPOLLIN)
+        if self._reader is not None:
+            self._reader.watch(self._epoll)
         self._open()
         notify("READY=1")
         while not self._stop_request.made:
@@ -156,9 +161,10 @@ class Writer:
                     self._accept()
                 elif descriptor == self._parent:
                     self._hear_parent()
-                else:
+                elif self._reader is None or not self._reader.hear(descriptor):
                     self._receive(descriptor)
             self._turn()
+            self._tell_reader()
         self._stop()
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -181,6 +187,7 @@ class Writer:
         batch = self._take()
         if batch:
             self._appender.commit(batch, self._by_worker)
+            self._tell_reader()
         for connection in list(self._connections.values()):
             if connection.acks or connection.unsent:
                 self._acknowledge(connection)
@@ -192,15 +199,21 @@ class Writer:
 
     def _patience_s(self) -> float | None:
         """Seconds that the loop may sleep; None for ever."""
-        if self._retry_at_s is not None:
-            return max(0.0, self._retry_at_s - time.monotonic())
         if self._ready or self._hellos:
             return 0.0
-        waits = [deadline - time.monotonic() for deadline in self._deadlines.values()]
+        waits = [] if self._reader is None or self._reader.due_s is None else [self._reader.due_s]
+        if self._retry_at_s is not None:
+            return max(0.0, min([self._retry_at_s - time.monotonic(), *waits]))
+        waits += [deadline - time.monotonic() for deadline in self._deadlines.values()]
         if self._appender.due_s is not None:
             waits.append(self._appender.due_s)
         # epoll counts in milliseconds and wants no busy last one
         return max(0.0, min(waits)) + 0.001 if waits else None
+
+    def _tell_reader(self) -> None:
+        """Before an acknowledgement goes out: who was told that a record is durable finds it."""
+        if self._reader is not None:
+            self._reader.tick(self._appender.synced)
 
     def _hear_parent(self) -> None:
         """Whoever started us for its own needs holds the other end of this pipe; when it is gone, so are we."""
@@ -481,6 +494,8 @@ class Writer:
                 self._appender.close_segment("stop")
         except (OSError, LogUnavailable) as error:
             report("stop_incomplete", error=str(error))
+        if self._reader is not None:
+            self._reader.stop()
 
 
 def _contents(whole: bytes) -> tuple[bytes, bytes]:
@@ -512,7 +527,7 @@ def _acknowledge_with_the_batch(connection: _Connection, counter: int) -> None:
         acks.append(counter)
 
 
-def listen(path: Path) -> socket.socket:
+def listen(path: Path, setting: str = "AUDIT_SOCKET") -> socket.socket:
     """A listening socket at `path`, mode 0660. Whoever calls holds the log's lock, so what lies there is stale."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -530,7 +545,7 @@ def listen(path: Path) -> socket.socket:
         # Python raises this one without an errno.
         reason = error.strerror or str(error)
         hint = "; choose a path below 100 characters" if error.errno in {None, errno.ENAMETOOLONG} else ""
-        raise OperatorError(f"The audit writer cannot listen on AUDIT_SOCKET={path}: {reason}{hint}.") from None
+        raise OperatorError(f"The audit writer cannot listen on {setting}={path}: {reason}{hint}.") from None
     return listener
 
 

@@ -19,6 +19,7 @@
     ├── Unavailable              503  service_unavailable
     │   └── NotQueued            503  (the record is not even queued)
     ├── ClientGone               499  (never rendered: nobody is there to read it)
+    ├── EvidenceBroken           500  internal_error
     └── InternalError            500  internal_error
 
     OperatorError                (commands print its sentence and exit with 1)
@@ -102,6 +103,7 @@ class ErrorCode(StrEnum):
     UPSTREAM_RATE_LIMITED = "upstream_rate_limited"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     AUDIT_UNAVAILABLE = "audit_unavailable"
+    AUDIT_BROKEN = "audit_broken"
     DATABASE_UNAVAILABLE = "database_unavailable"
     MODELS_UNAVAILABLE = "models_unavailable"
     SERVICE_UNAVAILABLE = "service_unavailable"
@@ -254,6 +256,12 @@ class ClientGone(ProxyError):
     status = 499
     type = "client_gone"
     default_code = ErrorCode.CLIENT_GONE
+
+
+class EvidenceBroken(ProxyError):
+    """A part of the audit log is not what was written, so it is not shown."""
+
+    default_code = ErrorCode.AUDIT_BROKEN
 
 
 class InternalError(ProxyError):
