@@ -29,7 +29,11 @@ RENDERERS = {"render_template", "render_template_string", "stream_template", "st
 # The module's name is one of our own table of commands, never what was typed.
 IMPORTS_BY_NAME = {"secure_llm_proxy/cli/program.py"}
 # A database takes no parameter for the name of a trigger or of a pragma: these are constants of the same module.
-NAMES_IN_STATEMENTS = {"secure_llm_proxy/identity/change_triggers.py", "secure_llm_proxy/foundation/database.py"}
+NAMES_IN_STATEMENTS = {
+    "secure_llm_proxy/identity/change_triggers.py",
+    "secure_llm_proxy/foundation/database.py",
+    "secure_llm_proxy/audit/keystore.py",
+}
 BROKEN_HASHES = {"md5", "sha1", "md4", "ripemd160"}
 # XAES-256-GCM derives its key with single AES blocks (c2sp.org/XAES-256-GCM): a pseudo-random function, no encryption.
 ECB_AS_A_FUNCTION = {"secure_llm_proxy/audit/seal.py"}
