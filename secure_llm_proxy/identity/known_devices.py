@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.identifiers import ulid
+from secure_llm_proxy.foundation.upserts import insert_into
 from secure_llm_proxy.identity.api_keys import random_base62
 from secure_llm_proxy.identity.models import KnownDeviceRow
-from secure_llm_proxy.identity.upserts import insert_into
 
 _PREFIX = "slp_dev_"
 _SECRET_LENGTH = 43

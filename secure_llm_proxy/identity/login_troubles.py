@@ -16,8 +16,8 @@ from sqlalchemy import case, delete, select
 from sqlalchemy.orm import Session
 
 from secure_llm_proxy.foundation.clock import Clock
+from secure_llm_proxy.foundation.upserts import insert_into
 from secure_llm_proxy.identity.models import LoginTroubleRow
-from secure_llm_proxy.identity.upserts import insert_into
 from secure_llm_proxy.settings import IdentitySettings
 
 # NIST's ceiling of failures in a row, over all places.

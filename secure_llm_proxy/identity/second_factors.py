@@ -26,9 +26,9 @@ from sqlalchemy.orm import Session
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, InvalidRequest, PermissionDenied
 from secure_llm_proxy.foundation.identifiers import ulid
+from secure_llm_proxy.foundation.upserts import insert_into
 from secure_llm_proxy.identity.models import RecoveryCodeRow, TotpFactorRow, UserRow
 from secure_llm_proxy.identity.sessions import end_sessions_of
-from secure_llm_proxy.identity.upserts import insert_into
 from secure_llm_proxy.settings import IdentitySettings
 
 log = logging.getLogger(__name__)
