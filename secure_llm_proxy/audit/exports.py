@@ -49,10 +49,6 @@ class Risk(StrEnum):
 _RISKS = tuple(Risk)
 
 
-class NoRow(ValueError):
-    """An answer of the read socket is no row of a record. The text says what is wrong, never what stands in it."""
-
-
 @dataclass(frozen=True, slots=True)
 class ClearRow:
     """A record without its body: where it stands (`n`, `segment`, hash `h` of its line), and its readable members.
@@ -131,43 +127,6 @@ def row_of_record(line: RecordLine, segment: int, raw: bytes) -> ClearRow:
     )
 
 
-def row_of_answer(answer: Mapping[str, object]) -> ClearRow:
-    """A `rec` row of the read socket. Raises `NoRow`."""
-    event, kid, clear = answer.get("ev"), answer.get("kid"), answer.get("clear")
-    if not (event is None or isinstance(event, str)) or not (kid is None or isinstance(kid, str)):
-        raise NoRow("`ev` or `kid` has the wrong type")
-    if not isinstance(clear, dict) or not all(
-        isinstance(name, str) and (value is None or isinstance(value, str | int)) for name, value in clear.items()
-    ):
-        raise NoRow("`clear` is not a map of plain values")
-    return ClearRow(
-        n=_whole(answer, "n"),
-        segment=_whole(answer, "seg"),
-        t=_text(answer, "t"),
-        type=_text(answer, "ty"),
-        event=event,
-        id=_text(answer, "id"),
-        exchange_id=_text(answer, "rid"),
-        kid=kid,
-        h=_text(answer, "h"),
-        clear=clear,
-    )
-
-
-def _text(answer: Mapping[str, object], name: str) -> str:
-    value = answer.get(name)
-    if not isinstance(value, str):
-        raise NoRow(f"`{name}` is not text")
-    return value
-
-
-def _whole(answer: Mapping[str, object], name: str) -> int:
-    value = answer.get(name)
-    if type(value) is not int or value < 0:
-        raise NoRow(f"`{name}` is not a whole number")
-    return value
-
-
 # --- severity ---------------------------------------------------------------------------------------------------------
 
 _SEVERITY_OF_ACT = {"key.quarantine": 9, "kill": 8, "unkill": 7}
@@ -180,6 +139,7 @@ _SEVERITY_OF_EVENT: dict[str, int] = {
     EventName.PASSWORD_CHANGED: 5,
     EventName.ADMIN_CHANGE: 5,
     EventName.RATE_LIMIT_EXCEEDED: 4,
+    EventName.AUDIT_ACCESS: 3,
     EventName.SESSION_ENDED: 3,
     EventName.LOGIN: 2,
     EventName.LOGOUT: 1,

@@ -20,11 +20,8 @@ from secure_llm_proxy.audit.exports import (
     ClearRow,
     ExportEnd,
     ExportFormat,
-    NoRow,
     Risk,
-    flat_members,
     risk_of,
-    row_of_answer,
     row_of_record,
     row_writer,
     severity_of,
@@ -241,28 +238,3 @@ def test_what_is_worse_has_a_higher_severity_and_risk() -> None:
 
     assert severity_of(fine) < severity_of(killed) < severity_of(leaked)
     assert [risk_of(severity_of(row)) for row in (fine, killed, leaked)] == [Risk.LOW, Risk.HIGH, Risk.CRITICAL]
-
-
-# --- rows of the read socket ------------------------------------------------------------------------------------------
-
-ANSWER: dict[str, object] = {
-    "k": "rec", "n": 3, "seg": 1, "off": 100, "len": 300, "t": "2026-11-21T00:12:03.104233Z", "ty": "llm.end", "ev": None,
-    "id": "a", "rid": "b", "kid": None, "clear": {"st": "complete", "http": 200}, "h": "aGFzaA==",
-}  # fmt: skip
-
-
-def test_a_row_of_the_read_socket_is_taken() -> None:
-    row = row_of_answer(ANSWER)
-
-    assert (row.n, row.segment, row.type, row.clear["http"]) == (3, 1, "llm.end", 200)
-    assert flat_members(row)["st"] == "complete"
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"n": -1}, {"n": True}, {"n": "3"}, {"seg": None}, {"t": 1}, {"ev": 1}, {"kid": 2}, {"clear": []}, {"clear": None},
-     {"clear": {"a": [1]}}, {"h": None}, {"id": None}],
-)  # fmt: skip
-def test_what_is_no_row_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(NoRow):
-        row_of_answer({**ANSWER, **wrong})
