@@ -9,7 +9,15 @@ Source: C2SP XAES-256-GCM; RFC 9162 leaf hashes; Vault's fail-closed audit devic
 """
 
 from secure_llm_proxy.audit.changes import Change, recorded
-from secure_llm_proxy.audit.exports import ClearRow, ExportEnd, ExportFormat, RowWriter, row_of_record, row_writer
+from secure_llm_proxy.audit.exports import (
+    ClearRow,
+    ExportEnd,
+    ExportFormat,
+    RowWriter,
+    flat_members,
+    row_of_record,
+    row_writer,
+)
 from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLine, SegmentLine
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, read_genesis
 from secure_llm_proxy.audit.journal import SocketJournal
@@ -25,10 +33,21 @@ from secure_llm_proxy.audit.read_client import (
     Search,
     Tail,
 )
-from secure_llm_proxy.audit.reading import BodyOpener, LogLine, Opened, find_records, log_lines, open_records
+from secure_llm_proxy.audit.reading import (
+    BodyOpener,
+    LogLine,
+    Opened,
+    StoredLine,
+    find_records,
+    log_bytes,
+    log_lines,
+    open_records,
+    stored_lines,
+)
 from secure_llm_proxy.audit.restart import restart_log
 from secure_llm_proxy.audit.running_writer import running_writer, transient_writer
 from secure_llm_proxy.audit.segments import host_directory
+from secure_llm_proxy.audit.selection import RecordFilter, newest_records, select
 from secure_llm_proxy.audit.signed_tree import read_anchors
 from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, VerificationReport, verify
 
@@ -54,6 +73,7 @@ __all__ = [
     "Place",
     "RawLine",
     "RawLines",
+    "RecordFilter",
     "RecordLine",
     "Row",
     "RowWriter",
@@ -61,12 +81,16 @@ __all__ = [
     "SegmentLine",
     "Severity",
     "SocketJournal",
+    "StoredLine",
     "Tail",
     "VerificationReport",
     "find_records",
+    "flat_members",
     "host_directory",
     "initialise",
+    "log_bytes",
     "log_lines",
+    "newest_records",
     "open_records",
     "read_anchors",
     "read_genesis",
@@ -75,6 +99,8 @@ __all__ = [
     "row_of_record",
     "row_writer",
     "running_writer",
+    "select",
+    "stored_lines",
     "transient_writer",
     "verify",
 ]

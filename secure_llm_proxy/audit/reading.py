@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from secure_llm_proxy.audit.format import (
     EndLine,
@@ -58,6 +59,70 @@ def log_lines(directory: Path, *, host_id: str = "") -> Iterator[LogLine]:
     for position, segment in enumerate(segments):
         following = segments[position + 1] if position + 1 < len(segments) else None
         yield from _lines_of(segment, _end_according_to(following))
+
+
+class StoredLine(NamedTuple):
+    """A line of the log before anything was read in it. `number` counts from 1 and `offset` in bytes within `file`; `n` is the
+    line's index in the log, as the segment's first line and the line's place in it say.
+    """
+
+    file: SegmentFile
+    number: int
+    n: int
+    offset: int
+    raw: bytes
+
+
+def stored_lines(directory: Path, *, host_id: str = "") -> Iterator[StoredLine]:
+    """The lines of `log_lines` without parsing them, where their segment says how many there are: 0.5 instead of 14 µs a line."""
+    segments = segments_in(host_directory(directory, host_id))
+    n = 0
+    for position, segment in enumerate(segments):
+        following = segments[position + 1] if position + 1 < len(segments) else None
+        for line in stored_lines_of(segment, following, n):
+            n = line.n + 1
+            yield line
+
+
+def log_bytes(directory: Path, *, host_id: str = "") -> int:
+    """How many bytes all segments have together, now."""
+    size = 0
+    for segment in segments_in(host_directory(directory, host_id)):
+        # One may be retired at this moment.
+        with contextlib.suppress(FileNotFoundError):
+            size += segment.now().path.stat().st_size
+    return size
+
+
+def stored_lines_of(segment: SegmentFile, following: SegmentFile | None, expected: int = 0) -> Iterator[StoredLine]:
+    """The lines of one segment. `expected` is the index of its first line, should that be unreadable."""
+    last = _end_according_to(following)
+    offset = 0
+    if last is None and segment.state is not SegmentState.CLOSED:
+        for item in _lines_of(segment, None):
+            if isinstance(item.line, SegmentLine):
+                expected = item.line.n
+            yield StoredLine(segment, item.number, expected, offset, item.raw)
+            offset += len(item.raw) + 1
+            expected += 1
+        return
+    try:
+        stream = segment.open()
+    except FileNotFoundError:
+        # Retired since the names were read.
+        return
+    with stream:
+        for number, (raw, whole) in enumerate(raw_lines(stream), 1):
+            if not whole and segment.state is not SegmentState.CLOSED:
+                return
+            if number == 1:
+                first = _parsed(raw, ())
+                expected = first.n if isinstance(first, SegmentLine) else expected
+            yield StoredLine(segment, number, expected, offset, raw)
+            if last is not None and expected >= last:
+                return
+            offset += len(raw) + 1
+            expected += 1
 
 
 def _end_according_to(following: SegmentFile | None) -> int | None:
@@ -230,16 +295,10 @@ def open_records(directory: Path, identifier: str, keys: BodyOpener | str | None
         record = item.line
         if not isinstance(record, RecordLine):
             continue
-        body, problem = None, None
-        try:
-            if keys_of != item.file:
-                keys_of = item.file
-                _learn_keys(item.file, opener)
-            body = opener.open(record)
-        except BodyLost as lost:
-            problem = ERASED if lost.erased else "The key of this body is in no key store here."
-        except SealBroken:
-            problem = "The body cannot be opened with this key, or is not what was sealed."
+        if keys_of != item.file:
+            keys_of = item.file
+            _learn_keys(item.file, opener)
+        body, problem = opened_body(opener, record)
         whole_of = record.clear.get("pt_of")
         if record.type == AuditType.LLM_PART and isinstance(whole_of, str):
             if body is not None:
@@ -255,6 +314,16 @@ def open_records(directory: Path, identifier: str, keys: BodyOpener | str | None
                 body, problem = None, "Parts of the body are missing here; look the record up by its own id."
         opened.append(Opened(record=record, file=item.file.name, number=item.number, body=body, problem=problem))
     return opened
+
+
+def opened_body(opener: BodyOpener, record: RecordLine) -> tuple[bytes | None, str | None]:
+    """The body in clear, or None and why it can't be opened."""
+    try:
+        return opener.open(record), None
+    except BodyLost as lost:
+        return None, ERASED if lost.erased else "The key of this body is in no key store here."
+    except SealBroken:
+        return None, "The body cannot be opened with this key, or is not what was sealed."
 
 
 def _learn_keys(file: SegmentFile, opener: BodyOpener) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import re
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -13,27 +13,33 @@ import orjson
 from secure_llm_proxy.audit import (
     BodyOpener,
     Opened,
-    SocketJournal,
     VerificationReport,
     initialise,
-    log_lines,
     open_records,
     read_anchors,
     restart_log,
-    running_writer,
+    stored_lines,
     verify,
 )
+from secure_llm_proxy.cli.audit_export import export
+from secure_llm_proxy.cli.audit_search import search
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import as_cell, json_option, show_json
-from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
-from secure_llm_proxy.foundation.identifiers import new_record_id, ulid
-from secure_llm_proxy.vocabulary.audit import AuditEvent
-from secure_llm_proxy.vocabulary.events import AuditType, EventName
+from secure_llm_proxy.cli.reveals import record_reveal
+from secure_llm_proxy.cli.whole_file import STANDARD_OUTPUT, whole_file
+from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.vocabulary.events import AuditType
+
+_IDENTIFIER = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 
 @click.group()
 def audit() -> None:
     """The sealed audit log."""
+
+
+for command in (search, export):
+    audit.add_command(command)
 
 
 @audit.command()
@@ -169,14 +175,9 @@ def _report_values(report: VerificationReport) -> dict[str, object]:
 @pass_context
 def cat(context: CommandContext) -> None:
     """Print every line of the log, oldest first, bodies sealed: made for grep and jq."""
-    out = sys.stdout.buffer
-    try:
-        for line in log_lines(context.settings.audit.directory, host_id=context.settings.audit.host_id):
+    with whole_file(Path(STANDARD_OUTPUT)) as out:
+        for line in stored_lines(context.settings.audit.directory, host_id=context.settings.audit.host_id):
             out.write(line.raw + b"\n")
-        out.flush()
-    except BrokenPipeError:
-        # `audit cat | head` is a good use of it.
-        sys.stderr.close()
 
 
 @audit.command()
@@ -185,10 +186,12 @@ def cat(context: CommandContext) -> None:
 @pass_context
 def show(context: CommandContext, identifier: str, *, as_json: bool) -> None:
     """Open the records of IDENTIFIER, a record's or an exchange's id. The look itself is recorded first."""
+    if not _IDENTIFIER.fullmatch(identifier):
+        raise OperatorError(f"No record can have the id {as_cell(identifier[:64])}.")
     settings = context.audit_settings
     if settings.kek is None and settings.encryption_enabled:
         raise OperatorError("Opening a record needs AUDIT_KEK; run this as a user who may read the audit writer's key.")
-    _record_reveal(context, identifier)
+    record_reveal(context, identifier)
     opened = open_records(settings.directory, identifier, BodyOpener.of(settings), host_id=settings.host_id)
     opened = [found for found in opened if found.record.type != AuditType.REVEAL]
     if not opened:
@@ -200,19 +203,6 @@ def show(context: CommandContext, identifier: str, *, as_json: bool) -> None:
         click.echo(f"{found.file}:{found.number}  {found.record.type}  {found.record.id}")
         for name, value in _values(found).items():
             click.echo(f"    {name}: {_readable(value)}")
-
-
-def _record_reveal(context: CommandContext, identifier: str) -> None:
-    clear = {"target": identifier[:64], "by": f"host:{getpass.getuser()}"}
-    event = AuditEvent(new_record_id(), AuditType.REVEAL, "adm_" + ulid(), EventName.AUDIT_REVEAL, clear, b"{}")
-    with running_writer(context.audit_settings):
-        journal = SocketJournal(context.audit_settings)
-        try:
-            journal.record(event)
-        except ProxyError as error:
-            raise OperatorError(f"Nothing is shown, since the look could not be recorded ({error.detail}).") from error
-        finally:
-            journal.close()
 
 
 def _values(found: Opened) -> dict[str, object]:

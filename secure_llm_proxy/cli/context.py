@@ -66,6 +66,11 @@ class CommandContext:
         return secret.get_secret_value()
 
     @cached_property
+    def person_key(self) -> bytes:
+        """Makes pseudonyms of persons, as the corridor does."""
+        return derive_key(self.secret_key, "slp/person")
+
+    @cached_property
     def accounts(self) -> Accounts:
         return Accounts(
             self.settings.identity,

@@ -29,11 +29,18 @@ def clear_identity(house: House, docket: Docket) -> dict[str, ClearValue]:
         clear["usr"] = docket.caller.user_id
         if docket.caller.kind != KIND_LIVE:
             clear["kind"] = docket.caller.kind
-        clear["sub"] = "s_" + hmac.digest(house.person_key, person.encode(), hashlib.sha256).hex()[:16]
+        clear["sub"] = pseudonym_of(house.person_key, person)
+        if docket.caller.project_id:
+            clear["prj"] = docket.caller.project_id
     if docket.route is not None:
         clear["mdl"] = docket.route.model
         clear["up"] = docket.route.provider
     return clear
+
+
+def pseudonym_of(person_key: bytes, person: str) -> str:
+    """What stands readable in records for whom the application names; only the holder of `person_key` can tell who it is."""
+    return "s_" + hmac.digest(person_key, person.encode(), hashlib.sha256).hex()[:16]
 
 
 def person_of(docket: Docket) -> str | None:

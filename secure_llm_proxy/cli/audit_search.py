@@ -1,0 +1,155 @@
+"""`manage.py audit search`: which records fit a question about their readable members."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar, Unpack
+
+import click
+
+from secure_llm_proxy.audit import (
+    ClearRow,
+    RecordFilter,
+    flat_members,
+    log_bytes,
+    newest_records,
+)
+from secure_llm_proxy.cli.context import CommandContext, pass_context
+from secure_llm_proxy.cli.moments import MOMENT, check_order
+from secure_llm_proxy.cli.output import json_option, show_json, show_table
+from secure_llm_proxy.cli.progress import Progress
+from secure_llm_proxy.gateway.provenance import pseudonym_of
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_LIMIT_MAX = 100_000
+_USER_ID = re.compile(r"usr_[0-9A-Z]{26}")
+_PROJECT_ID = re.compile(r"prj_[0-9A-Z]{26}")
+_PSEUDONYM = re.compile(r"s_[0-9a-f]{16}")
+
+
+class Question(TypedDict):
+    """What the options of `record_options` give."""
+
+    since: str | None
+    until: str | None
+    user: str | None
+    person: str | None
+    project: str | None
+    key: str | None
+    model: str | None
+    event: str | None
+    record_type: str | None
+    decision: str | None
+    status: str | None
+    request: str | None
+
+
+def record_options(command: Command) -> Command:
+    """The options that say which records are meant; what is not given fits all."""
+    options = (
+        click.option("--since", type=MOMENT, help="From this time on: 2026-11-21, 2026-11-21T14:05Z, 24h (ago)."),
+        click.option("--until", type=MOMENT, help="Before this time."),
+        click.option("--user", help="What a user (name or usr_… id) did, or what was done to it."),
+        click.option("--person", help="Whom the application named (X-User-ID), or the pseudonym s_… of that."),
+        click.option("--project", help="Requests with keys of this project (name or prj_… id), and changes of it."),
+        click.option("--key", help="What an API key (public part or key_… id) was used for, and changes of it."),
+        click.option("--model", help="Requests to this model."),
+        click.option("--event", help="Event name, e.g. AUTHENTICATION_FAILED."),
+        click.option("--type", "record_type", help="Type of record, e.g. llm.start."),
+        click.option("--decision", help="allow or refuse."),
+        click.option("--status", help="HTTP status, end of an exchange (complete, client_abort, …) or error code."),
+        click.option("--request", help="Id of an exchange or of one of its records: all that belongs to it."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def filter_of(context: CommandContext, question: Question) -> RecordFilter:
+    """Names become identifiers, for which the database is asked; identifiers need none. Raises `OperatorError`."""
+    check_order(question["since"], question["until"])
+    for name, value in question.items():
+        if isinstance(value, str) and not value.isprintable():
+            # Bytes that are no UTF-8 come as lone surrogates, which are not printable either.
+            raise click.UsageError(f"The value of --{name.removeprefix('record_')} is not readable text.")
+    return RecordFilter(
+        since=question["since"],
+        until=question["until"],
+        user=_user_id(context, question["user"]),
+        person=_pseudonym(context, question["person"]),
+        project=_project_id(context, question["project"]),
+        key=_kid(context, question["key"]),
+        model=question["model"],
+        event=question["event"],
+        type=question["record_type"],
+        decision=question["decision"],
+        status=question["status"],
+        request=question["request"],
+    )
+
+
+def _user_id(context: CommandContext, user: str | None) -> str | None:
+    if user is None or _USER_ID.fullmatch(user):
+        return user
+    return context.database.run(lambda session: context.accounts.find_user(session, user)).id
+
+
+def _project_id(context: CommandContext, project: str | None) -> str | None:
+    if project is None or _PROJECT_ID.fullmatch(project):
+        return project
+    return context.database.run(lambda session: context.organisations.find_project(session, project)).id
+
+
+def _kid(context: CommandContext, key: str | None) -> str | None:
+    if key is None or not key.startswith(("key_", "slp_")):
+        return key
+    return context.database.run(lambda session: context.keys.find_api_key(session, key)).kid
+
+
+def _pseudonym(context: CommandContext, person: str | None) -> str | None:
+    if person is None or _PSEUDONYM.fullmatch(person):
+        return person
+    return pseudonym_of(context.person_key, person)
+
+
+@click.command()
+@record_options
+@click.option(
+    "--limit", type=click.IntRange(1, _LIMIT_MAX), default=100, show_default=True, help="How many, the newest."
+)
+@json_option
+@pass_context
+def search(context: CommandContext, limit: int, *, as_json: bool, **question: Unpack[Question]) -> None:
+    """Find records by their readable members, newest last; bodies stay sealed. All that is asked must fit."""
+    wanted = filter_of(context, question)
+    found = _found_in_segments(context, wanted, limit)
+    if as_json:
+        show_json([flat_members(row) for row in found])
+        return
+    show_table(
+        ("time", "type", "event", "what", "who", "where", "record", "request"),
+        [_cells(row) for row in found],
+        empty="No record fits.",
+    )
+
+
+def _found_in_segments(context: CommandContext, wanted: RecordFilter, limit: int) -> list[ClearRow]:
+    settings = context.settings.audit
+    with Progress("searching", log_bytes(settings.directory, host_id=settings.host_id)) as progress:
+        return newest_records(settings.directory, wanted, limit, host_id=settings.host_id, watch=progress.over)
+
+
+def _cells(row: ClearRow) -> tuple[object, ...]:
+    clear = row.clear
+    return (
+        row.t,
+        row.type,
+        row.event,
+        clear.get("code") or clear.get("act") or clear.get("st") or clear.get("dec"),
+        clear.get("by") or clear.get("usr") or clear.get("ak"),
+        clear.get("subject") or clear.get("target") or clear.get("mdl") or clear.get("rt"),
+        row.id,
+        row.exchange_id,
+    )
