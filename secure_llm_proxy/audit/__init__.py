@@ -21,6 +21,7 @@ from secure_llm_proxy.audit.exports import (
 from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLine, SegmentLine
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, read_genesis
 from secure_llm_proxy.audit.journal import SocketJournal
+from secure_llm_proxy.audit.proof import ProofBroken, ProofNewer, Proven, check_proof, checkpoints, prove
 from secure_llm_proxy.audit.read_client import (
     AuditReader,
     Break,
@@ -71,6 +72,9 @@ __all__ = [
     "Opened",
     "Outcome",
     "Place",
+    "ProofBroken",
+    "ProofNewer",
+    "Proven",
     "RawLine",
     "RawLines",
     "RecordFilter",
@@ -84,6 +88,8 @@ __all__ = [
     "StoredLine",
     "Tail",
     "VerificationReport",
+    "check_proof",
+    "checkpoints",
     "find_records",
     "flat_members",
     "host_directory",
@@ -92,6 +98,7 @@ __all__ = [
     "log_lines",
     "newest_records",
     "open_records",
+    "prove",
     "read_anchors",
     "read_genesis",
     "recorded",

@@ -450,10 +450,14 @@ def parse_line(raw: bytes, features: tuple[str, ...] = ()) -> Line:
         raise FormatError("the line is longer than 1 MiB")
     try:
         members = orjson.loads(raw)
+        written = orjson.dumps(members)
     except orjson.JSONDecodeError:
         raise FormatError("the line is not JSON") from None
+    except orjson.JSONEncodeError:
+        # It is read to a depth of 1,024 and written to 254.
+        raise FormatError("the line is nested too deeply") from None
     # One text for one value: this refuses duplicate names, blanks, other escapes, other forms of numbers.
-    if not isinstance(members, dict) or orjson.dumps(members) != raw:
+    if not isinstance(members, dict) or written != raw:
         raise FormatError("the line is not a JSON object in compact form without duplicate names")
     kind = members.get("k")
     try:

@@ -114,7 +114,11 @@ def _make(settings: AuditSettings, host: Path) -> Genesis:
 
 def read_genesis(host: Path) -> Genesis:
     """Read and check genesis.json. Raises `GenesisBroken`, or `FileNotFoundError` when there is none."""
-    raw = (host / GENESIS_NAME).read_bytes()
+    return genesis_in((host / GENESIS_NAME).read_bytes(), host)
+
+
+def genesis_in(raw: bytes, host: Path) -> Genesis:
+    """Check the content of a genesis.json, which lies (or lay) in `host`. Raises `GenesisBroken`."""
     try:
         members = orjson.loads(raw)
         log, owner, epoch, signature = (members[name] for name in ("log", "opk", "epk", "sig"))

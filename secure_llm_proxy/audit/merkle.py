@@ -118,6 +118,39 @@ def inclusion_path(leaves: Iterable[bytes], index: int, size: int) -> list[bytes
     return roots
 
 
+def inclusion_path_behind(before: TreeEdge, leaves: Iterable[bytes], index: int, size: int) -> list[bytes]:
+    """The same, for whoever has the edge `before` of the tree and only the leaves behind it, from `before.size` on.
+
+    Raises `ValueError` when `before` is beyond the leaf. `before` is changed.
+    """
+    ranges = sibling_ranges(index, size)
+    if before.size > index:
+        raise ValueError("the edge is beyond the leaf")
+    right = [(first, end) for first, end in ranges if first > index]
+    roots: list[bytes] = []
+    left: tuple[bytes, ...] = before.hashes if before.size == index else ()
+    edge = TreeEdge()
+    seen = before.size
+    for n, leaf in enumerate(leaves, before.size):
+        if n == size:
+            break
+        seen += 1
+        if n < index:
+            before.append(leaf)
+            if n + 1 == index:
+                left = before.hashes
+        elif n > index:
+            edge.append(leaf)
+            if n + 1 == right[len(roots)][1]:
+                roots.append(edge.root())
+                edge = TreeEdge()
+    if seen < size:
+        raise ValueError("there are fewer leaves than the tree has")
+    # Left siblings are the perfect subtrees before the leaf, the smallest next to it.
+    lefts, rights = iter(reversed(left)), iter(roots)
+    return [next(lefts) if first < index else next(rights) for first, _ in ranges]
+
+
 def root_from_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
     """Root that `leaf` at `index` and `path` make in a tree of `size`. Raises `ValueError` when the path has the wrong length."""
     ranges = sibling_ranges(index, size)

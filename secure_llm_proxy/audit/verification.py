@@ -128,7 +128,7 @@ def verify(
     directory: Path,
     *,
     genesis_public_key: str | None,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     kek: str | None = None,
     opener: BodyOpener | None = None,
     host_id: str = "",
@@ -137,7 +137,7 @@ def verify(
     """Check the log in `directory` (a host's directory, or AUDIT_DIR with one host in it).
 
     `genesis_public_key` is the owner's, from where the operator keeps it; without it the log is only shown to be
-    consistent with itself. `progress` is called with the file's name and the lines checked so far. With `opener` every
+    consistent with itself. `progress` is called with the bytes and lines checked so far. With `opener` every
     body is opened too; with `kek`, those that no person's key has sealed. `anchors` are checkpoint notes that were kept
     elsewhere (`signed_tree.read_anchors`): the log must begin with what they say. Raises `OperatorError` when there is no log,
     or `kek` is no key.
@@ -195,7 +195,7 @@ class _Verification:
         self,
         directory: Path,
         owner: str | None,
-        progress: Callable[[str, int], None] | None,
+        progress: Callable[[int, int], None] | None,
         opener: BodyOpener | None,
         anchors: Iterable[str],
     ) -> None:
@@ -218,7 +218,7 @@ class _Verification:
         self._parts: dict[str, tuple[str, int, bool]] = {}
         # Exchanges that the writer closed for a worker that then did come back to close them itself.
         self._orphaned: dict[str, None] = {}
-        self._lines = self._records = self._opened = 0
+        self._lines = self._bytes = self._records = self._opened = 0
         self._first_time: str | None = None
         self._last_time: str | None = None
         self._stopped = False
@@ -373,8 +373,9 @@ class _Verification:
             self._first_time = self._first_time or line.t
             self._last_time = line.t
         self._lines += 1
+        self._bytes += len(raw) + 1
         if self._progress and self._lines % _PROGRESS_LINES == 0:
-            self._progress(segment.file.name, self._lines)
+            self._progress(self._bytes, self._lines)
 
     def _take(self, segment: _Segment) -> None:
         """The line just read becomes part of the tree."""

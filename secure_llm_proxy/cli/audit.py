@@ -15,6 +15,7 @@ from secure_llm_proxy.audit import (
     Opened,
     VerificationReport,
     initialise,
+    log_bytes,
     open_records,
     read_anchors,
     restart_log,
@@ -22,9 +23,11 @@ from secure_llm_proxy.audit import (
     verify,
 )
 from secure_llm_proxy.cli.audit_export import export
+from secure_llm_proxy.cli.audit_proof import anchors, check, prove_record
 from secure_llm_proxy.cli.audit_search import search
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import as_cell, json_option, show_json
+from secure_llm_proxy.cli.progress import Progress
 from secure_llm_proxy.cli.reveals import record_reveal
 from secure_llm_proxy.cli.whole_file import STANDARD_OUTPUT, whole_file
 from secure_llm_proxy.foundation.errors import OperatorError
@@ -38,7 +41,7 @@ def audit() -> None:
     """The sealed audit log."""
 
 
-for command in (search, export):
+for command in (search, export, prove_record, check, anchors):
     audit.add_command(command)
 
 
@@ -108,25 +111,15 @@ def verify_log(
     place = directory or context.settings.audit.directory
     host_id = "" if directory else context.settings.audit.host_id
     anchors = read_anchors(anchors_file) if anchors_file else []
-    report = verify(
-        place, genesis_public_key=genesis, progress=_Progress(), opener=opener, host_id=host_id, anchors=anchors
-    )
+    with Progress("verifying", log_bytes(place, host_id=host_id)) as progress:
+        report = verify(
+            place, genesis_public_key=genesis, progress=progress.at, opener=opener, host_id=host_id, anchors=anchors
+        )
     if as_json:
         show_json(_report_values(report))
     else:
         _tell(report)
     sys.exit(report.exit_code)
-
-
-class _Progress:
-    """A line on standard error that tells how far the verification is; only for a person at a terminal."""
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-
-    def __call__(self, file: str, lines: int) -> None:
-        if self._shown:
-            click.echo(f"\r{lines} lines checked, now in {file} ", err=True, nl=False)
 
 
 def _tell(report: VerificationReport) -> None:

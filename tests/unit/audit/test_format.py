@@ -376,3 +376,9 @@ def test_the_fixed_names_of_metadata_stand_first_in_any_case() -> None:
     shuffled: dict[str, object] = {"mdl": "demo", "rid": "exc_1", "ev": "CHAT_REQUEST", "id": "R1", "ty": "llm.start"}
 
     assert list(check_metadata(shuffled)) == ["ty", "ev", "id", "rid", "mdl"]
+
+
+@pytest.mark.parametrize("depth", [254, 255, 1000, 1100, 100_000])
+def test_a_line_that_is_nested_too_deeply_is_no_line(depth: int) -> None:
+    with pytest.raises(FormatError):
+        parse_line(b'{"k":' + b"[" * depth + b"]" * depth + b"}", FEATURES)

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secure_llm_proxy.audit.format import leaf
-from secure_llm_proxy.audit.merkle import TreeEdge, inclusion_path, node, root_from_path, root_of, sibling_ranges
+from secure_llm_proxy.audit.merkle import (
+    TreeEdge,
+    inclusion_path,
+    inclusion_path_behind,
+    node,
+    root_from_path,
+    root_of,
+    sibling_ranges,
+)
 
 # The eight leaves and the roots of the first 0 … 8 of them that implementations of RFC 6962 and 9162 are tested with.
 LEAVES = [
@@ -66,6 +74,30 @@ def test_every_leaf_of_a_tree_has_a_path_to_its_root(size: int) -> None:
         path = inclusion_path(iter(leaves), index, size)
 
         assert root_from_path(leaves[index], index, size, path) == root
+
+
+@given(size=st.integers(1, 70), data=st.data())
+def test_a_path_is_made_from_any_edge_before_the_leaf(size: int, data: st.DataObject) -> None:
+    leaves = _leaves(size + 1)
+    index = data.draw(st.integers(0, size - 1))
+    known = data.draw(st.integers(0, index))
+    before = TreeEdge()
+    for each in leaves[:known]:
+        before.append(each)
+
+    path = inclusion_path_behind(before, iter(leaves[known:]), index, size)
+
+    assert path == inclusion_path(leaves, index, size)
+
+
+def test_a_path_wants_an_edge_before_the_leaf_and_all_leaves_behind_it() -> None:
+    leaves = _leaves(8)
+    beyond = TreeEdge(1, leaves[:1])
+
+    with pytest.raises(ValueError, match="beyond"):
+        inclusion_path_behind(beyond, leaves[1:], 0, 8)
+    with pytest.raises(ValueError, match="fewer leaves"):
+        inclusion_path_behind(TreeEdge(), leaves[:7], 3, 8)
 
 
 @given(size=st.integers(1, 70), data=st.data())

@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from secure_llm_proxy.audit import verify
+from secure_llm_proxy.audit import log_lines, verify
 from secure_llm_proxy.audit.format import base64_text, leaf, strict_base64
 from secure_llm_proxy.audit.genesis import Genesis, initialise
 from secure_llm_proxy.audit.verification import Outcome, Severity, VerificationReport
@@ -414,11 +414,13 @@ def test_findings_name_file_and_line_and_are_bounded(tmp_path: Path) -> None:
 
 def test_progress_is_told(tmp_path: Path) -> None:
     genesis = write_log(tmp_path, [[entry(n) for n in range(first, first + 5000)] for first in (1, 5001)])
-    told: list[int] = []
+    told: list[tuple[int, int]] = []
 
-    verify(genesis.directory, genesis_public_key=None, progress=lambda _file, lines: told.append(lines))
+    verify(genesis.directory, genesis_public_key=None, progress=lambda size, lines: told.append((size, lines)))
 
-    assert told == [10_000]
+    ((size, lines),) = told
+    assert lines == 10_000
+    assert size == sum(len(item.raw) + 1 for item in list(log_lines(genesis.directory))[:10_000])
 
 
 def test_a_line_without_end_does_not_fill_the_memory(log: Log) -> None:

@@ -1,0 +1,188 @@
+"""`manage.py audit prove`, `check-proof` and `anchors`: what others need to believe the log without believing us."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+import orjson
+
+from secure_llm_proxy.audit import (
+    ProofBroken,
+    ProofNewer,
+    Proven,
+    RecordLine,
+    check_proof,
+    checkpoints,
+    log_bytes,
+    prove,
+)
+from secure_llm_proxy.audit.format import FormatError, base64_text, strict_base64
+from secure_llm_proxy.audit.proof import PROOF_BYTES_MAX
+from secure_llm_proxy.cli.context import CommandContext, pass_context
+from secure_llm_proxy.cli.output import as_cell, json_option, show_json
+from secure_llm_proxy.cli.progress import Progress
+from secure_llm_proxy.cli.whole_file import STANDARD_OUTPUT, whole_file
+from secure_llm_proxy.foundation.errors import OperatorError
+
+_IDENTIFIER = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_PUBLIC_KEY_BYTES = 32
+_REFUSED, _UNDECIDABLE = 1, 4
+
+
+@click.command("prove")
+@click.argument("identifier", metavar="ID")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(STANDARD_OUTPUT),
+    help="A new file for the proof; it is there whole or not at all. Default: standard output.",
+)
+@click.option(
+    "--lines",
+    "lines_least",
+    type=click.IntRange(0, (1 << 62) - 1),
+    default=0,
+    help="Prove it to a checkpoint over at least so many lines, as for one that others hold. Default: the first there is.",
+)
+@pass_context
+def prove_record(context: CommandContext, identifier: str, output: Path, lines_least: int) -> None:
+    """Make a proof of the record ID: one file with which a stranger sees that it stands in this log, unaltered since then.
+
+    The file holds the record's line, so its readable members, with the body sealed.
+    """
+    if not _IDENTIFIER.fullmatch(identifier):
+        raise OperatorError(f"No record can have the id {as_cell(identifier[:64])}.")
+    settings = context.settings.audit
+    with whole_file(output) as stream:
+        with Progress("looking for the record", log_bytes(settings.directory, host_id=settings.host_id)) as progress:
+            document = prove(
+                settings.directory,
+                identifier,
+                host_id=settings.host_id,
+                lines_least=lines_least,
+                watch=progress.over,
+            )
+        stream.write(document)
+
+
+class _PublicKey(click.ParamType[str]):
+    name = "key"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            key = strict_base64(value.strip())
+        except (FormatError, UnicodeEncodeError):
+            key = b""
+        if len(key) != _PUBLIC_KEY_BYTES:
+            self.fail("an owner's public key is base64 of 32 bytes, as `audit init` prints it.", param, ctx)
+        return base64_text(key)
+
+
+@click.command("check-proof")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True))
+@click.option(
+    "--genesis",
+    "owner",
+    type=_PublicKey(),
+    required=True,
+    help="The log owner's public key, as you know it from elsewhere.",
+)
+@json_option
+def check(file: Path, owner: str, *, as_json: bool) -> None:
+    """Check a proof with nothing but the owner's public key: no log, no settings, no network.
+
+    Exit code 0 proven, 1 refused, 2 usage, 4 made by a later version.
+    """
+    document = _read(file)
+    try:
+        proven = check_proof(document, owner)
+    except ProofBroken as error:
+        _end(_REFUSED, "refused", str(error), as_json=as_json)
+    except ProofNewer as error:
+        _end(_UNDECIDABLE, "undecidable", str(error), as_json=as_json)
+    else:
+        _tell(proven, as_json=as_json)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with click.open_file(str(file), "rb") as stream:
+            return bytes(stream.read(PROOF_BYTES_MAX + 1))
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be read: {error.strerror}.") from None
+
+
+def _end(code: int, outcome: str, problem: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json({"outcome": outcome, "problem": problem})
+    else:
+        click.echo(f"{outcome.upper()}: {problem}.")
+    sys.exit(code)
+
+
+def _tell(proven: Proven, *, as_json: bool) -> None:
+    if as_json:
+        show_json(
+            {
+                "outcome": "proven",
+                "log": proven.log,
+                "n": proven.n,
+                "lines_signed": proven.size,
+                "signed_at": proven.signed_at,
+                "owner_public_key": proven.owner_public_key,
+                "epoch_public_key": proven.epoch_public_key,
+                "key_rolls": proven.key_rolls,
+                "owner_restarts": proven.restarts,
+                "line": proven.raw.decode(),
+            }
+        )
+        return
+    click.echo(
+        f"PROVEN: this line is number {proven.n} of the log {proven.log}, "
+        f"as signed at {proven.signed_at} over its first {proven.size} lines."
+    )
+    click.echo(
+        f"    owner key {proven.owner_public_key}, signing key {proven.epoch_public_key} after {proven.key_rolls} rolls"
+    )
+    for n in proven.restarts:
+        click.echo(
+            f"    at line {n} the owner put a new signing key in force: the one before was lost, as after a restore"
+        )
+    if isinstance(proven.line, RecordLine):
+        record = proven.line
+        told = {"time": record.t, "type": record.type, "event": record.event, "record": record.id}
+        for name, value in {**told, "request": record.exchange_id, **record.clear}.items():
+            click.echo(f"    {name}: {as_cell(value)}")
+    click.echo("The line, as it stands in the log:")
+    click.echo(as_cell(proven.raw.decode()))
+
+
+@click.command()
+@click.option("--last", is_flag=True, help="Only the newest.")
+@pass_context
+def anchors(context: CommandContext, *, last: bool) -> None:
+    """Print the log's signed checkpoints as JSON lines, oldest first: kept elsewhere, `audit verify --anchors` takes them."""
+    settings = context.settings.audit
+    with (
+        whole_file(Path(STANDARD_OUTPUT)) as out,
+        Progress("reading", log_bytes(settings.directory, host_id=settings.host_id)) as progress,
+    ):
+        newest = b""
+        for checkpoint, note in checkpoints(settings.directory, host_id=settings.host_id, watch=progress.over):
+            newest = orjson.dumps(
+                {
+                    "t": checkpoint.t,
+                    "log": checkpoint.log,
+                    "n": checkpoint.size,
+                    "root": base64_text(checkpoint.root),
+                    "note": note,
+                },
+                option=orjson.OPT_APPEND_NEWLINE,
+            )
+            if not last:
+                out.write(newest)
+        if last:
+            out.write(newest)
