@@ -11,12 +11,14 @@ import gc
 import os
 import sys
 
+from secure_llm_proxy.audit.alarms import Alarms
 from secure_llm_proxy.audit.appender import Appender, Rhythm
 from secure_llm_proxy.audit.epoch import EpochKeys
 from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, lock_log, read_genesis
 from secure_llm_proxy.audit.handover import settings_from_parent
 from secure_llm_proxy.audit.keystore import KeyStore
 from secure_llm_proxy.audit.reader_child import ReaderChild
+from secure_llm_proxy.audit.room import Room
 from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.audit.segments import GENESIS_NAME
 from secure_llm_proxy.audit.writer import StopRequest, Writer, listen, report
@@ -82,7 +84,23 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     reader = ReaderChild(settings, listen(settings.read_address, "AUDIT_READ_SOCKET"), report)
     gc.freeze()
     report("writer_started", log=genesis.log, pid=os.getpid())
-    Writer(appender, listener, stop, orphan_grace_s=settings.orphan_grace_s, parent=parent, reader=reader).run()
+    room = Room(
+        host,
+        bytes_min=settings.free_bytes_min,
+        percent_min=settings.free_percent_min,
+        reserve_bytes=settings.reserve_bytes,
+        report=report,
+    )
+    Writer(
+        appender,
+        listener,
+        stop,
+        orphan_grace_s=settings.orphan_grace_s,
+        room=room,
+        alarms=Alarms(report),
+        parent=parent,
+        reader=reader,
+    ).run()
     for path in (settings.socket, settings.read_address):
         path.unlink(missing_ok=True)
     listener.close()

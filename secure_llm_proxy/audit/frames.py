@@ -5,7 +5,9 @@
     frame    worker → writer   u32 length of what follows the head · u64 counter · u8 flags (0) · u8 length of key id ·
                                u16 length of metadata ‖ key id ‖ metadata (a JSON object) ‖ body
     ack      writer → worker   u64 c: every record up to c is durable;
-                               with the top bit: every record below c is durable, c itself was refused
+                               with the top bit: every record below c is durable, c itself was refused;
+                               with the bit below it: there is no room for c, which is not written; it says nothing of
+                               other records, and comes before any later record of this worker becomes durable
 
 Counters start at 1 and grow; after a reconnect the worker sends what lies above the welcome's counter again, in order.
 Why it looks like this: measured, the cheapest hop that keeps every promise (no JSON around bodies, one send for all
@@ -16,12 +18,18 @@ from __future__ import annotations
 
 import struct
 
+from secure_llm_proxy.vocabulary.events import AuditType
+
 MAGIC = b"SLPAUD\x00\x01"
 HELLO_BYTES = len(MAGIC) + 16
 
 HEAD = struct.Struct("<IQBBH")
 COUNTER = struct.Struct("<Q")
 REFUSED = 1 << 63
+NO_ROOM = 1 << 62
+
+# What belongs to something that is on record already is taken as long as anything can be written at all.
+TAKEN_WITHOUT_ROOM = frozenset({AuditType.LLM_END, AuditType.LLM_PART, AuditType.ADMIN_RESULT})
 
 # A longer frame is not a record that is too big but a peer that does not speak this protocol: it is hung up on.
 FRAME_BYTES_MAX = 4 << 20

@@ -27,7 +27,7 @@ from gevent.event import Event
 from greenlet import getcurrent
 
 from secure_llm_proxy.audit.format import BODY_BYTES_MAX, METADATA_BYTES_MAX, RefusedMetadata, check_metadata
-from secure_llm_proxy.audit.frames import COUNTER, MAGIC, REFUSED, frame
+from secure_llm_proxy.audit.frames import COUNTER, MAGIC, NO_ROOM, REFUSED, TAKEN_WITHOUT_ROOM, frame
 from secure_llm_proxy.foundation.errors import ErrorCode, InternalError, NotQueued, Unavailable
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.vocabulary.events import AuditType
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 _RECONNECT_S = 0.05
 _TICK_S = 0.25
 _SILENCE_S = 1.0
+# Whoever heard that there is no room asks again after this long, not with every request.
+_NO_ROOM_S = 0.25
 _ACK_BYTES = COUNTER.size
 _SEND_BUFFER_BYTES = 1 << 20
 _FRAME_OVERHEAD_BYTES = 200
@@ -52,6 +54,7 @@ _FIXED_NAMES = frozenset({"ty", "ev", "id", "rid", "parts"})
 class _Outcome(Enum):
     DURABLE = "durable"
     REFUSED = "refused"
+    NO_ROOM = "no_room"
     LATE = "late"
 
 
@@ -78,11 +81,11 @@ class SocketJournal:
     def record(self, event: AuditEvent) -> None:
         """See `AuditJournal.record`. Raises `InternalError` when the event itself may not enter the log."""
         line = self._own_line()
-        line.wait(line.enqueue(_frames_of(event), is_end=event.type is AuditType.LLM_END))
+        line.wait(line.enqueue(_frames_of(event), event.type))
 
     def post(self, event: AuditEvent) -> None:
         """See `AuditJournal.post`. May be called from a callback of the event loop."""
-        self._own_line().enqueue(_frames_of(event), is_end=event.type is AuditType.LLM_END)
+        self._own_line().enqueue(_frames_of(event), event.type)
 
     def trouble(self) -> str | None:
         return self._own_line().trouble()
@@ -150,6 +153,9 @@ def _not_queued(detail: str) -> NotQueued:
     return NotQueued(_PUBLIC, code=ErrorCode.AUDIT_UNAVAILABLE, detail=detail, retry_after_s=2)
 
 
+_NO_ROOM_DETAIL = "the disk of the audit log has no room"
+
+
 _lines: weakref.WeakSet[_Line] = weakref.WeakSet()
 
 
@@ -192,19 +198,23 @@ class _Line:
         self._drained.set()
         self._away_since_s = time.monotonic()
         self._told = False
+        self._no_room_until_s = 0.0
         _lines.add(self)
         self._connect()
 
     # --- what the journal asks ----------------------------------------------------------------------------------------
 
-    def enqueue(self, records: list[tuple[bytes, bytes]], *, is_end: bool = False) -> _Queued:
-        """Queue all of them or none; returns the last. Raises `NotQueued` when too much is unacknowledged.
+    def enqueue(self, records: list[tuple[bytes, bytes]], kind: AuditType) -> _Queued:
+        """Queue all of them or none; returns the last. Raises `NotQueued` when too much is unacknowledged, or when the
+        writer said a moment ago that its disk has no room for what is new.
 
         The end of an exchange may use as much again: its start is on record, and no more starts are let in meanwhile.
         """
         if self._closed:
             raise _not_queued("the audit journal is closed")
-        if self._queued_bytes >= self._cap_bytes * (2 if is_end else 1):
+        if kind not in TAKEN_WITHOUT_ROOM and time.monotonic() < self._no_room_until_s:
+            raise _not_queued(_NO_ROOM_DETAIL)
+        if self._queued_bytes >= self._cap_bytes * (2 if kind is AuditType.LLM_END else 1):
             # Not counting this event: the biggest answer must fit, so one event may overshoot the cap.
             raise _not_queued(f"{self._queued_bytes} bytes of audit records are unacknowledged")
         now = time.monotonic()
@@ -240,6 +250,8 @@ class _Line:
             raise _unavailable(f"the audit writer did not acknowledge within {self._patience_s:g} s")
         if outcome is _Outcome.REFUSED:
             raise InternalError(detail="the audit writer refused a record; its log says why")
+        if outcome is _Outcome.NO_ROOM:
+            raise _not_queued(_NO_ROOM_DETAIL)
 
     def trouble(self) -> str | None:
         if not self._welcomed and getcurrent() is not self._hub:
@@ -399,6 +411,8 @@ class _Line:
             elif answer & REFUSED:
                 self._answered((answer & ~REFUSED) - 1)
                 self._refused(answer & ~REFUSED)
+            elif answer & NO_ROOM:
+                self._not_taken(answer & ~NO_ROOM)
             else:
                 self._answered(answer)
 
@@ -420,6 +434,18 @@ class _Line:
         if self._queue and self._queue[0].counter == counter:
             log.error("The audit writer refused a record", extra={"counter": counter})
             self._take_off(_Outcome.REFUSED)
+        if not self._queue:
+            self._drained.set()
+
+    def _not_taken(self, counter: int) -> None:
+        """One record, wherever it stands in the queue, was not written and will not be."""
+        self._no_room_until_s = time.monotonic() + _NO_ROOM_S
+        for position, queued in enumerate(self._queue):
+            if queued.counter == counter:
+                del self._queue[position]
+                self._queued_bytes -= queued.size
+                self._wake(queued, _Outcome.NO_ROOM)
+                break
         if not self._queue:
             self._drained.set()
 

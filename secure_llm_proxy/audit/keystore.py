@@ -57,6 +57,10 @@ T = TypeVar("T")
 class KeyStoreUnavailable(Exception):
     """Keys can't be read or made now. The text is a sentence for the operator."""
 
+    @property
+    def is_for_want_of_room(self) -> bool:
+        return isinstance(self.__cause__, sqlite3.Error) and self.__cause__.sqlite_errorname in _NO_ROOM
+
 
 @dataclass(frozen=True, slots=True)
 class ErasedKey:
@@ -396,7 +400,7 @@ class KeyStore:
         try:
             self.check()
         except KeyStoreUnavailable as error:
-            if not isinstance(error.__cause__, sqlite3.Error) or error.__cause__.sqlite_errorname not in _NO_ROOM:
+            if not error.is_for_want_of_room:
                 raise
 
     def _make(self, directory: Path) -> None:

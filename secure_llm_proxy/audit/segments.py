@@ -15,6 +15,7 @@ from secure_llm_proxy.foundation.errors import OperatorError
 GENESIS_NAME = "genesis.json"
 LOCK_NAME = ".lock"
 LINK_NAME = "audit.jsonl"
+RESERVE_NAME = ".reserve"
 
 _NAME = re.compile(r"(\d{8,})-(\d{8}T\d{6}Z)(\.jsonl\.open|\.crashed\.jsonl|\.jsonl)")
 
@@ -80,7 +81,7 @@ def segments_in(directory: Path) -> list[SegmentFile]:
 
 def strangers_in(directory: Path) -> list[str]:
     """Names in a host's directory that no part of the format explains."""
-    known = {GENESIS_NAME, LOCK_NAME, LINK_NAME} | {segment.name for segment in segments_in(directory)}
+    known = {GENESIS_NAME, LOCK_NAME, LINK_NAME, RESERVE_NAME} | {segment.name for segment in segments_in(directory)}
     return sorted(
         entry.name for entry in directory.iterdir() if entry.name not in known and not is_temporary(entry.name)
     )

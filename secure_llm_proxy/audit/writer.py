@@ -16,12 +16,14 @@ import signal
 import socket
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 import orjson
 
+from secure_llm_proxy.audit.alarms import Alarm, Alarms, Subject
 from secure_llm_proxy.audit.appender import Appender, Entry, LogUnavailable
 from secure_llm_proxy.audit.carry import OPEN_BYTES_MAX, entry_bytes
 from secure_llm_proxy.audit.format import (
@@ -31,20 +33,36 @@ from secure_llm_proxy.audit.format import (
     check_metadata,
     subject_in,
 )
-from secure_llm_proxy.audit.frames import COUNTER, FRAME_BYTES_MAX, HEAD, HELLO_BYTES, MAGIC, REFUSED
+from secure_llm_proxy.audit.frames import (
+    COUNTER,
+    FRAME_BYTES_MAX,
+    HEAD,
+    HELLO_BYTES,
+    MAGIC,
+    NO_ROOM,
+    REFUSED,
+    TAKEN_WITHOUT_ROOM,
+)
+from secure_llm_proxy.audit.keystore import KeyStoreUnavailable
 from secure_llm_proxy.audit.reader_child import ReaderChild
+from secure_llm_proxy.audit.room import Room
 from secure_llm_proxy.foundation.clock import SystemClock, rfc3339
 from secure_llm_proxy.foundation.errors import OperatorError
-from secure_llm_proxy.foundation.identifiers import new_record_id
-from secure_llm_proxy.vocabulary.events import AuditType, EndStatus
+from secure_llm_proxy.foundation.identifiers import new_record_id, ulid
+from secure_llm_proxy.vocabulary.audit import ClearValue
+from secure_llm_proxy.vocabulary.events import AuditType, EndStatus, EventName
 
 BATCH_FRAMES_MAX = 256
 _READ_BYTES = 512 << 10
 _CONNECTIONS_MAX = 512
 _RETRY_S = 0.5
+_LOOK_S = 1.0
 _DRAIN_S = 1.0
 _UNSENT_BYTES_MAX = 64 << 10
-_REFUSED_KEPT = 1024
+# More than fit into a worker's queue: what it was refused must not pass for durable after a reconnect.
+_REFUSED_KEPT = 65_536
+_TURNED_AWAY_KEPT = 65_536
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def report(event: str, **fields: object) -> None:
@@ -77,6 +95,10 @@ class StopRequest:
 
 class _Refused(Exception):
     """The record may not enter the log."""
+
+
+class _NoRoom(Exception):
+    """The record is for a time when the disk has room again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -119,11 +141,15 @@ class Writer:
         stop: StopRequest,
         *,
         orphan_grace_s: float,
+        room: Room,
+        alarms: Alarms,
         parent: int | None = None,
         reader: ReaderChild | None = None,
     ) -> None:
         self._appender = appender
         self._reader = reader
+        self._room = room
+        self._alarms = alarms
         self._listener = listener
         self._stop_request = stop
         self._grace_s = orphan_grace_s
@@ -134,7 +160,12 @@ class Writer:
         # Connections with a whole frame in their buffer: they are served before anything more is read from them.
         self._ready: dict[_Connection, None] = {}
         self._hellos: list[_Connection] = []
-        self._refused: dict[str, dict[int, None]] = {}
+        # Counters that were answered with REFUSED or NO_ROOM, by worker.
+        self._refused: dict[str, dict[int, int]] = {}
+        self._turned_away: list[tuple[_Connection, int]] = []
+        # Exchanges whose start found no room: their ends have nothing to end.
+        self._never_started: dict[str, None] = {}
+        self._arrived_bytes = 0
         # When the open exchanges of a worker that is not connected become orphans (monotonic seconds).
         self._deadlines: dict[str, float] = {}
         self._seen_leaving: set[str] = set()
@@ -176,17 +207,23 @@ class Writer:
             self._open()
             if self._retry_at_s is not None:
                 return
+        self._room.look()
+        self._alarms.set(Subject.ROOM, self._room.trouble)
         try:
             self._write_arrived()
             self._write_orphans()
-            self._appender.keep_rhythm(self._by_worker)
+            self._record_alarms(self._alarms.due())
+            self._keep_rhythm()
         except LogUnavailable as error:
             self._fail_closed(error)
 
     def _write_arrived(self) -> None:
         batch = self._take()
+        if self._turned_away:
+            # Before anything later of the same worker can become durable, and this pass for durable with it.
+            self._tell_turned_away()
         if batch:
-            self._appender.commit(batch, self._by_worker)
+            self._commit(batch)
             self._tell_reader()
         for connection in list(self._connections.values()):
             if connection.acks or connection.unsent:
@@ -205,8 +242,9 @@ class Writer:
         if self._retry_at_s is not None:
             return max(0.0, min([self._retry_at_s - time.monotonic(), *waits]))
         waits += [deadline - time.monotonic() for deadline in self._deadlines.values()]
-        if self._appender.due_s is not None:
-            waits.append(self._appender.due_s)
+        # Without room nothing goes on record that can wait.
+        due_s = self._alarms.due_s() if self._room.has_room else _LOOK_S
+        waits += [due for due in (self._appender.due_s, due_s) if due is not None]
         # epoll counts in milliseconds and wants no busy last one
         return max(0.0, min(waits)) + 0.001 if waits else None
 
@@ -359,7 +397,10 @@ class Writer:
         worker = connection.worker
         refused = self._refused.get(worker)
         if refused and counter in refused:
-            connection.acks.append(counter | REFUSED)
+            if refused[counter] == NO_ROOM:
+                self._turned_away.append((connection, counter))
+            else:
+                connection.acks.append(counter | REFUSED)
             return
         if counter <= max(connection.taken, self._appender.carry.seen.get(worker, 0)):
             _acknowledge_with_the_batch(connection, counter)
@@ -370,19 +411,41 @@ class Writer:
             batch.append(self._entry(worker, counter, metadata, body, opened))
         except (_Refused, RefusedMetadata) as error:
             report("record_refused", worker=worker, counter=counter, why=str(error))
-            kept = self._refused.setdefault(worker, {})
-            kept[counter] = None
-            if len(kept) > _REFUSED_KEPT:
-                del kept[next(iter(kept))]
+            self._remember_refused(worker, counter, REFUSED)
             connection.acks.append(counter | REFUSED)
+        except _NoRoom:
+            self._alarms.refused(Subject.ROOM)
+            self._remember_refused(worker, counter, NO_ROOM)
+            self._turned_away.append((connection, counter))
         else:
+            self._arrived_bytes += end - start
             _acknowledge_with_the_batch(connection, counter)
+
+    def _remember_refused(self, worker: str, counter: int, answer: int) -> None:
+        kept = self._refused.setdefault(worker, {})
+        kept[counter] = answer
+        if len(kept) > _REFUSED_KEPT:
+            del kept[next(iter(kept))]
+
+    def _tell_turned_away(self) -> None:
+        turned_away, self._turned_away = self._turned_away, []
+        answers: dict[_Connection, list[bytes]] = {}
+        for connection, counter in turned_away:
+            answers.setdefault(connection, []).append(COUNTER.pack(counter | NO_ROOM))
+        for connection, told in answers.items():
+            self._send(connection, b"".join(told))
 
     def _entry(self, worker: str, counter: int, metadata: bytes, body: bytes, opened: _Opened) -> Entry:
         """The record as it will stand in the log, or `_Refused`/`RefusedMetadata`."""
         clear = check_metadata(_members(metadata))
         written = orjson.dumps(clear)
         kind, identifier, exchange = str(clear["ty"]), str(clear["id"]), str(clear["rid"])
+        if not self._room.has_room and kind not in TAKEN_WITHOUT_ROOM:
+            if kind == AuditType.LLM_START:
+                self._never_started[identifier] = None
+                if len(self._never_started) > _TURNED_AWAY_KEPT:
+                    del self._never_started[next(iter(self._never_started))]
+            raise _NoRoom
         carry = self._appender.carry
         start = None
         if kind == AuditType.LLM_START:
@@ -395,6 +458,8 @@ class Writer:
             opened.size = size
         elif kind == AuditType.LLM_END:
             start = str(clear["sid"])
+            if start in self._never_started:
+                raise _NoRoom
             owner = opened.exchanges.get(start) or carry.open.get(start)
             if owner is not None and owner != (exchange, worker):
                 raise _Refused("the exchange that it ends is another's")
@@ -413,7 +478,7 @@ class Writer:
             if worker in due and worker not in self._by_worker
         ]
         for first in range(0, len(orphans), BATCH_FRAMES_MAX):
-            self._appender.commit(orphans[first : first + BATCH_FRAMES_MAX], self._by_worker)
+            self._commit(orphans[first : first + BATCH_FRAMES_MAX])
         for worker in due:
             self._deadlines.pop(worker, None)
             self._seen_leaving.discard(worker)
@@ -422,34 +487,82 @@ class Writer:
             report("orphans_closed", exchanges=len(orphans), workers=len(due))
 
     def _orphan(self, start: str, exchange: str) -> Entry:
+        return self._own_entry(AuditType.LLM_END, exchange, {"sid": start, "st": EndStatus.ORPHAN.value}, start=start)
+
+    def _own_entry(
+        self,
+        kind: AuditType,
+        exchange: str,
+        clear: Mapping[str, ClearValue],
+        *,
+        event: EventName | None = None,
+        body: bytes = b"",
+        start: str | None = None,
+    ) -> Entry:
+        """A record that the writer itself makes."""
         self._counter += 1
         identifier = new_record_id()
-        members = {
-            "ty": AuditType.LLM_END.value,
-            "id": identifier,
-            "rid": exchange,
-            "sid": start,
-            "st": EndStatus.ORPHAN.value,
-        }
-        return Entry(
-            self._identity,
-            self._counter,
-            orjson.dumps(members),
-            b"",
-            AuditType.LLM_END.value,
-            identifier,
-            exchange,
-            start,
-        )
+        named = {"ty": kind.value, "ev": event.value} if event else {"ty": kind.value}
+        metadata = orjson.dumps({**named, "id": identifier, "rid": exchange, **clear})
+        return Entry(self._identity, self._counter, metadata, body, kind.value, identifier, exchange, start)
 
-    # --- when the disk is away, and the end ---------------------------------------------------------------------------
+    # --- when the disk is full or away, and the end -------------------------------------------------------------------
+
+    def _commit(self, batch: Sequence[Entry]) -> None:
+        """As `Appender.commit`. A full disk costs the reserve first: what was taken in is to be written."""
+        self._room.written(self._arrived_bytes)
+        self._arrived_bytes = 0
+        try:
+            self._appender.commit(batch, self._by_worker)
+        except LogUnavailable as error:
+            self._reopen_in_reserve(error)
+            self._appender.commit(batch, self._by_worker)
+
+    def _keep_rhythm(self) -> None:
+        try:
+            self._appender.keep_rhythm(self._by_worker)
+        except LogUnavailable as error:
+            self._reopen_in_reserve(error)
+
+    def _reopen_in_reserve(self, error: LogUnavailable) -> None:
+        """Go on in the space of the reserve if the disk is full and there is one; else raise `error` again."""
+        if not self._made_room(error.__context__):
+            raise error
+        if not self._appender.is_open:
+            try:
+                self._appender.open_segment(self._by_worker)
+            except OSError as second:
+                raise LogUnavailable(str(second)) from None
+
+    def _made_room(self, cause: BaseException | None) -> bool:
+        """Whether `cause` is a full disk, and there was a reserve to give up."""
+        if isinstance(cause, KeyStoreUnavailable):
+            made = cause.is_for_want_of_room and self._room.release()
+        else:
+            made = isinstance(cause, OSError) and cause.errno in _FULL and self._room.release()
+        self._alarms.set(Subject.ROOM, self._room.trouble)
+        return made
+
+    def _open_segment(self) -> None:
+        """As `Appender.open_segment`; a full disk costs the reserve first."""
+        try:
+            self._appender.open_segment(self._by_worker)
+        except OSError as error:
+            if not self._made_room(error):
+                raise
+            self._appender.open_segment(self._by_worker)
 
     def _open(self) -> None:
         try:
-            self._appender.check_keys()
+            try:
+                self._appender.check_keys()
+            except LogUnavailable as error:
+                if not self._made_room(error.__context__):
+                    raise
+                self._appender.check_keys()
             if not self._appender.is_open:
                 # It still is when only a key could not be made.
-                self._appender.open_segment(self._by_worker)
+                self._open_segment()
         except OSError as error:
             self._fail_closed(LogUnavailable(error.strerror or str(error)))
             return
@@ -458,6 +571,7 @@ class Writer:
             return
         if self._retry_at_s is not None:
             report("log_back")
+        self._alarms.set(Subject.LOG, None)
         self._retry_at_s = None
         # Whoever has something open gets the whole grace to come (back).
         self._deadlines = {
@@ -470,11 +584,32 @@ class Writer:
         """No record can become durable: hang up on everybody without an acknowledgement, and try again."""
         if self._retry_at_s is None:
             report("log_unavailable", error=str(error))
+        self._alarms.set(Subject.LOG, f"The audit log cannot be written: {error}.")
         self._retry_at_s = time.monotonic() + _RETRY_S
         for connection in list(self._connections.values()):
             self._drop(connection)
         self._ready.clear()
         self._hellos.clear()
+        self._turned_away.clear()
+
+    def _record_alarms(self, alarms: Sequence[Alarm]) -> None:
+        """What was wrong goes on record when it is over, and there is room for it."""
+        if not alarms or not self._room.has_room:
+            return
+        self._commit(
+            [
+                self._own_entry(
+                    AuditType.AUDIT_TROUBLE,
+                    "aud_" + ulid(),
+                    alarm.clear(),
+                    event=EventName.SECURITY_EVENT,
+                    body=orjson.dumps({"why": alarm.why}),
+                )
+                for alarm in alarms
+            ]
+        )
+        for alarm in alarms:
+            self._alarms.recorded(alarm)
 
     def _stop(self) -> None:
         """Take what has arrived (for a second at most), close the segment."""
@@ -491,6 +626,7 @@ class Writer:
             if self._appender.is_open:
                 # Their processes have ended before us: nobody will come to close these exchanges.
                 self._write_orphans(stopping=True)
+                self._record_alarms(self._alarms.due(stopping=True))
                 self._appender.close_segment("stop")
         except (OSError, LogUnavailable) as error:
             report("stop_incomplete", error=str(error))
@@ -501,7 +637,7 @@ class Writer:
 def _contents(whole: bytes) -> tuple[bytes, bytes]:
     """Metadata and body of a frame."""
     _, counter, flags, kid_length, metadata_length = HEAD.unpack_from(whole)
-    if flags or kid_length or not 0 < counter < REFUSED:
+    if flags or kid_length or not 0 < counter < NO_ROOM:
         raise _Refused("it asks for what this version does not know")
     split = HEAD.size + metadata_length
     if split > len(whole) or metadata_length > METADATA_BYTES_MAX or len(whole) - split > BODY_BYTES_MAX:

@@ -247,7 +247,7 @@ class Unavailable(ProxyError):
 
 
 class NotQueued(Unavailable):
-    """The audit journal did not even queue a record: too much is unacknowledged already."""
+    """The audit journal keeps nothing of a record: too much is unacknowledged already, or the disk has no room."""
 
 
 class ClientGone(ProxyError):

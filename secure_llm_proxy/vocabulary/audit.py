@@ -34,7 +34,8 @@ class AuditJournal(Protocol):
         """Return when `event`, and all handed over before it, is on disk.
 
         Raises `Unavailable(audit_unavailable)` after the patience (2 s); the event stays queued and is written when the
-        writer is back. Raises `NotQueued` at once, and keeps nothing, when too much is unacknowledged.
+        writer is back. Raises `NotQueued` at once, and keeps nothing, when too much is unacknowledged or the disk has no
+        room for anything new.
         """
         ...
 

@@ -36,6 +36,7 @@ class AuditType(StrEnum):
     ADMIN_INTENT = "admin.intent"
     ADMIN_RESULT = "admin.result"
     REVEAL = "audit.reveal"
+    AUDIT_TROUBLE = "audit.trouble"
     AUTH_EVENT = "auth.event"
     SUBJECT_ERASED = "subject.erased"
 

@@ -10,7 +10,6 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import gevent
 import pytest
@@ -18,7 +17,7 @@ import pytest
 from secure_llm_proxy.audit import SocketJournal, initialise, log_lines
 from secure_llm_proxy.audit.carry import OPEN_BYTES_MAX, entry_bytes
 from secure_llm_proxy.audit.format import EndLine
-from secure_llm_proxy.audit.frames import COUNTER, HEAD, MAGIC, REFUSED, frame
+from secure_llm_proxy.audit.frames import HEAD, MAGIC, REFUSED, frame
 from secure_llm_proxy.foundation.errors import Unavailable
 from secure_llm_proxy.settings import AuditSettings
 from tests.support.audit_log import (
@@ -34,6 +33,7 @@ from tests.support.audit_log import (
     wait_until,
     writer_process,
 )
+from tests.support.writer_peer import Peer
 
 GOOD = b'{"ty":"llm.refused","id":"R1","rid":"exc_1"}'
 
@@ -47,40 +47,6 @@ def settings(tmp_path: Path) -> AuditSettings:
 def writer(settings: AuditSettings) -> Iterator[WriterProcess]:
     with writer_process(settings) as process:
         yield process
-
-
-class Peer:
-    """Speaks to the writer byte by byte, as a worker that someone else took over might."""
-
-    def __init__(self, settings: AuditSettings, worker: uuid.UUID | None = None, *, hello: bytes | None = None) -> None:
-        self.worker = worker or uuid.uuid4()
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(WAIT_S)
-        self.socket.connect(str(settings.socket))
-        self.socket.sendall(MAGIC + self.worker.bytes if hello is None else hello)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def send(self, *frames: bytes) -> None:
-        self.socket.sendall(b"".join(frames))
-
-    def answer(self) -> int:
-        content = b""
-        while len(content) < COUNTER.size:
-            arrived = self.socket.recv(COUNTER.size - len(content))
-            assert arrived, "the writer hung up"
-            content += arrived
-        return int(COUNTER.unpack(content)[0])
-
-    def was_hung_up_on(self) -> bool:
-        try:
-            return self.socket.recv(1) == b""
-        except ConnectionResetError:
-            return True
 
 
 class Load:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import orjson
+from pydantic import SecretStr
 
 from secure_llm_proxy.audit import BodyOpener, Genesis, VerificationReport, initialise, log_lines, verify
 from secure_llm_proxy.audit.appender import Appender, Disk, Entry, Rhythm
@@ -24,6 +25,7 @@ from secure_llm_proxy.audit.running_writer import listens
 from secure_llm_proxy.audit.seal import KeyEncryptionKey
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.settings import AuditSettings
+from secure_llm_proxy.settings.registry import settings_of
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 
@@ -155,6 +157,16 @@ def records_in(directory: Path) -> list[RecordLine]:
     return [item.line for item in log_lines(directory) if isinstance(item.line, RecordLine)]
 
 
+def _as_environment(settings: AuditSettings) -> dict[str, str]:
+    """Every setting of the section under its name; what is None is left out."""
+    told = {}
+    for described in settings_of(AuditSettings):
+        value = getattr(settings, described.field)
+        if value is not None:
+            told[described.name] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    return told
+
+
 class WriterProcess:
     """The real writer, started as the product starts it, with its settings in the environment."""
 
@@ -171,18 +183,10 @@ class WriterProcess:
 
     def start(self) -> None:
         """Returns when it listens."""
-        kek = self.settings.kek
         environment = {
             "PATH": os.environ["PATH"],
-            "AUDIT_DIR": str(self.settings.directory),
-            "AUDIT_KEYS_DIR": str(self.settings.keys_directory),
-            "AUDIT_SOCKET": str(self.settings.socket),
-            "AUDIT_KEK": kek.get_secret_value() if kek else "",
-            "AUDIT_HOST_ID": self.settings.host_id,
-            "AUDIT_ORPHAN_GRACE_S": str(self.settings.orphan_grace_s),
-            "AUDIT_SEGMENT_BYTES_MAX": str(self.settings.segment_bytes_max),
-            "AUDIT_SEGMENT_AGE_S": str(self.settings.segment_age_s),
             "ENV_FILE": os.devnull,
+            **_as_environment(self.settings),
             **self._environment,
         }
         with self._log.open("ab") as stderr:
