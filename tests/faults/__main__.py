@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.faults import disks, kills
+from tests.faults import disks, honest_logs, kills, tampering
 from tests.faults.outcome import Outcome, Say
 
 SCENARIOS: Mapping[str, tuple[Callable[[Outcome, Path, Say], None], int]] = {
@@ -32,6 +32,9 @@ SCENARIOS: Mapping[str, tuple[Callable[[Outcome, Path, Say], None], int]] = {
     "slow-disk": (disks.slow_disk, 20),
     "shorten-writes": (disks.shorten_writes, 200),
     "jump-clock": (disks.jump_clock, 60),
+    "honest-logs": (honest_logs.honest_logs, 1000),
+    "flip-bits": (tampering.flip_bits, 0),
+    "tamper": (tampering.tamper, 0),
 }
 _NEEDS_OWN_MOUNTS = frozenset({"fill-disk"})
 
@@ -47,7 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     run, rounds = SCENARIOS[given.scenario]
     # A short path, for unix sockets.
     folder = Path(tempfile.mkdtemp(prefix="slp-", dir=given.directory))
-    outcome = Outcome(given.scenario, given.seed, given.rounds or rounds, judges_times=not given.busy)
+    outcome = Outcome(
+        given.scenario, given.seed, rounds if given.rounds is None else given.rounds, judges_times=not given.busy
+    )
     began_s = time.monotonic()
     try:
         run(outcome, folder, _say)
