@@ -80,6 +80,7 @@ def _management_app(web: WebHouse, services: Services) -> Flask:
             identify=services.identity.identify,
             announce=services.announce,
             csrf_key=services.csrf_key,
+            person_key=services.house.person_key,
         ),
     )
 

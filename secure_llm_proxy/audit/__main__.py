@@ -13,6 +13,7 @@ import sys
 
 from secure_llm_proxy.audit.alarms import Alarms
 from secure_llm_proxy.audit.appender import Appender, Rhythm
+from secure_llm_proxy.audit.blind_indexes import BlindIndexes
 from secure_llm_proxy.audit.epoch import EpochKeys
 from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, lock_log, read_genesis
 from secure_llm_proxy.audit.handover import settings_from_parent
@@ -84,6 +85,7 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     reader = ReaderChild(settings, listen(settings.read_address, "AUDIT_READ_SOCKET"), report)
     gc.freeze()
     report("writer_started", log=genesis.log, pid=os.getpid())
+    indexes = BlindIndexes(key_store.index_key()) if key_store else None
     room = Room(
         host,
         bytes_min=settings.free_bytes_min,
@@ -100,10 +102,14 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         alarms=Alarms(report),
         parent=parent,
         reader=reader,
+        indexes=indexes,
     ).run()
     for path in (settings.socket, settings.read_address):
         path.unlink(missing_ok=True)
     listener.close()
+    if key_store is not None:
+        # Whole in one file, without a write-ahead log beside it.
+        key_store.close()
     report("writer_stopped")
     os.close(lock)
 

@@ -2,8 +2,9 @@
 
     hello    worker → writer   8 bytes `SLPAUD`, 0, version 1 · 16 bytes uuid of the worker
     welcome  writer → worker   u64 counter of this worker's last durable record, 0 for none
-    frame    worker → writer   u32 length of what follows the head · u64 counter · u8 flags (0) · u8 length of key id ·
-                               u16 length of metadata ‖ key id ‖ metadata (a JSON object) ‖ body
+    frame    worker → writer   u32 length of what follows the head · u64 counter · u8 flags (0) · u8 length of the values to
+                               index · u16 length of metadata ‖ values (a JSON object, or nothing) ‖ metadata (a JSON
+                               object) ‖ body
     ack      writer → worker   u64 c: every record up to c is durable;
                                with the top bit: every record below c is durable, c itself was refused;
                                with the bit below it: there is no room for c, which is not written; it says nothing of
@@ -35,6 +36,7 @@ TAKEN_WITHOUT_ROOM = frozenset({AuditType.LLM_END, AuditType.LLM_PART, AuditType
 FRAME_BYTES_MAX = 4 << 20
 
 
-def frame(counter: int, metadata: bytes, body: bytes) -> bytes:
-    """One record on the wire, for the segment's own key (no key id)."""
-    return b"".join((HEAD.pack(len(metadata) + len(body), counter, 0, 0, len(metadata)), metadata, body))
+def frame(counter: int, metadata: bytes, body: bytes, indexed: bytes = b"") -> bytes:
+    """One record on the wire. `indexed` holds at most 255 bytes (`blind_indexes.values_to_index`)."""
+    length = len(indexed) + len(metadata) + len(body)
+    return b"".join((HEAD.pack(length, counter, 0, len(indexed), len(metadata)), indexed, metadata, body))

@@ -26,6 +26,7 @@ from gevent import get_hub
 from gevent.event import Event
 from greenlet import getcurrent
 
+from secure_llm_proxy.audit.blind_indexes import NAMES, VALUES_BYTES_MAX, values_to_index
 from secure_llm_proxy.audit.format import BODY_BYTES_MAX, METADATA_BYTES_MAX, RefusedMetadata, check_metadata
 from secure_llm_proxy.audit.frames import COUNTER, MAGIC, NO_ROOM, REFUSED, TAKEN_WITHOUT_ROOM, frame
 from secure_llm_proxy.foundation.errors import ErrorCode, InternalError, NotQueued, Unavailable
@@ -48,7 +49,7 @@ _NO_ROOM_S = 0.25
 _ACK_BYTES = COUNTER.size
 _SEND_BUFFER_BYTES = 1 << 20
 _FRAME_OVERHEAD_BYTES = 200
-_FIXED_NAMES = frozenset({"ty", "ev", "id", "rid", "parts"})
+_FIXED_NAMES = frozenset({"ty", "ev", "id", "rid", "parts"}) | NAMES
 
 
 class _Outcome(Enum):
@@ -103,8 +104,8 @@ class SocketJournal:
         return line
 
 
-def _frames_of(event: AuditEvent) -> list[tuple[bytes, bytes]]:
-    """Metadata and body of each record that `event` becomes; a big body travels ahead in parts."""
+def _frames_of(event: AuditEvent) -> list[tuple[bytes, bytes, bytes]]:
+    """Metadata, body and values to index of each record that `event` becomes; a big body travels ahead in parts."""
     clear = event.clear
     if not _FIXED_NAMES.isdisjoint(clear):
         raise InternalError(detail="an audit event's clear fields use a name that the journal sets")
@@ -112,8 +113,11 @@ def _frames_of(event: AuditEvent) -> list[tuple[bytes, bytes]]:
     if event.event is not None:
         members["ev"] = event.event.value
     members |= {"id": event.id, "rid": event.exchange_id, **clear}
+    indexed = values_to_index(event.indexed)
+    if len(indexed) > VALUES_BYTES_MAX:
+        raise InternalError(detail="an audit event is indexed by more than 255 bytes")
     if len(event.body) <= BODY_BYTES_MAX:
-        return [(_written(members), event.body)]
+        return [(_written(members), event.body, indexed)]
     starts = range(0, len(event.body), BODY_BYTES_MAX)
     records = []
     for number, start in enumerate(starts):
@@ -125,11 +129,12 @@ def _frames_of(event: AuditEvent) -> list[tuple[bytes, bytes]]:
             "seq": number,
             "last": number == len(starts) - 1,
         }
-        if "dir" in clear:
-            part["dir"] = clear["dir"]
-        records.append((_written(part), event.body[start : start + BODY_BYTES_MAX]))
+        for name in ("dir", "sub"):
+            if name in clear:
+                part[name] = clear[name]
+        records.append((_written(part), event.body[start : start + BODY_BYTES_MAX], b""))
     members["parts"] = len(starts)
-    return [*records, (_written(members), b"")]
+    return [*records, (_written(members), b"", indexed)]
 
 
 def _written(members: dict[str, Any]) -> bytes:
@@ -204,7 +209,7 @@ class _Line:
 
     # --- what the journal asks ----------------------------------------------------------------------------------------
 
-    def enqueue(self, records: list[tuple[bytes, bytes]], kind: AuditType) -> _Queued:
+    def enqueue(self, records: list[tuple[bytes, bytes, bytes]], kind: AuditType) -> _Queued:
         """Queue all of them or none; returns the last. Raises `NotQueued` when too much is unacknowledged, or when the
         writer said a moment ago that its disk has no room for what is new.
 
@@ -218,9 +223,9 @@ class _Line:
             # Not counting this event: the biggest answer must fit, so one event may overshoot the cap.
             raise _not_queued(f"{self._queued_bytes} bytes of audit records are unacknowledged")
         now = time.monotonic()
-        for metadata, body in records:
+        for metadata, body, indexed in records:
             self._counter += 1
-            queued = _Queued(self._counter, frame(self._counter, metadata, body), now)
+            queued = _Queued(self._counter, frame(self._counter, metadata, body, indexed), now)
             # In the queue even when nobody waits: its bytes must come off the cap when it is acknowledged.
             self._queue.append(queued)
             self._queued_bytes += queued.size

@@ -25,6 +25,8 @@ import orjson
 
 from secure_llm_proxy.audit.alarms import Alarm, Alarms, Subject
 from secure_llm_proxy.audit.appender import Appender, Entry, LogUnavailable
+from secure_llm_proxy.audit.blind_indexes import NAMES as INDEX_NAMES
+from secure_llm_proxy.audit.blind_indexes import BlindIndexes
 from secure_llm_proxy.audit.carry import OPEN_BYTES_MAX, entry_bytes
 from secure_llm_proxy.audit.format import (
     BODY_BYTES_MAX,
@@ -145,6 +147,7 @@ class Writer:
         alarms: Alarms,
         parent: int | None = None,
         reader: ReaderChild | None = None,
+        indexes: BlindIndexes | None = None,
     ) -> None:
         self._appender = appender
         self._reader = reader
@@ -153,6 +156,7 @@ class Writer:
         self._listener = listener
         self._stop_request = stop
         self._grace_s = orphan_grace_s
+        self._indexes = indexes
         self._parent = parent
         self._epoll = select.epoll()
         self._connections: dict[int, _Connection] = {}
@@ -407,8 +411,8 @@ class Writer:
             return
         connection.taken = counter
         try:
-            metadata, body = _contents(connection.buffer[start:end])
-            batch.append(self._entry(worker, counter, metadata, body, opened))
+            indexed, metadata, body = _contents(connection.buffer[start:end])
+            batch.append(self._entry(worker, counter, indexed, metadata, body, opened))
         except (_Refused, RefusedMetadata) as error:
             report("record_refused", worker=worker, counter=counter, why=str(error))
             self._remember_refused(worker, counter, REFUSED)
@@ -435,10 +439,20 @@ class Writer:
         for connection, told in answers.items():
             self._send(connection, b"".join(told))
 
-    def _entry(self, worker: str, counter: int, metadata: bytes, body: bytes, opened: _Opened) -> Entry:
+    def _entry(self, worker: str, counter: int, indexed: bytes, metadata: bytes, body: bytes, opened: _Opened) -> Entry:
         """The record as it will stand in the log, or `_Refused`/`RefusedMetadata`."""
-        clear = check_metadata(_members(metadata))
+        members = _members(metadata)
+        if not INDEX_NAMES.isdisjoint(members):
+            raise _Refused("it sets a blind index, which only the writer can")
+        if indexed and self._indexes is not None:
+            try:
+                members |= self._indexes.members(indexed)
+            except ValueError as error:
+                raise _Refused(str(error)) from None
+        clear = check_metadata(members)
         written = orjson.dumps(clear)
+        if len(written) > METADATA_BYTES_MAX:
+            raise _Refused("its metadata is too long")
         kind, identifier, exchange = str(clear["ty"]), str(clear["id"]), str(clear["rid"])
         if not self._room.has_room and kind not in TAKEN_WITHOUT_ROOM:
             if kind == AuditType.LLM_START:
@@ -634,15 +648,16 @@ class Writer:
             self._reader.stop()
 
 
-def _contents(whole: bytes) -> tuple[bytes, bytes]:
-    """Metadata and body of a frame."""
-    _, counter, flags, kid_length, metadata_length = HEAD.unpack_from(whole)
-    if flags or kid_length or not 0 < counter < NO_ROOM:
+def _contents(whole: bytes) -> tuple[bytes, bytes, bytes]:
+    """Values to index, metadata and body of a frame."""
+    _, counter, flags, indexed_length, metadata_length = HEAD.unpack_from(whole)
+    if flags or not 0 < counter < NO_ROOM:
         raise _Refused("it asks for what this version does not know")
-    split = HEAD.size + metadata_length
+    begin = HEAD.size + indexed_length
+    split = begin + metadata_length
     if split > len(whole) or metadata_length > METADATA_BYTES_MAX or len(whole) - split > BODY_BYTES_MAX:
         raise _Refused("its metadata or body is too long")
-    return whole[HEAD.size : split], whole[split:]
+    return whole[HEAD.size : begin], whole[begin:split], whole[split:]
 
 
 def _members(metadata: bytes) -> dict[str, object]:

@@ -19,7 +19,7 @@ from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.moments import MOMENT, check_order
 from secure_llm_proxy.cli.output import json_option, show_json, show_table
 from secure_llm_proxy.cli.progress import Progress
-from secure_llm_proxy.gateway.provenance import pseudonym_of
+from secure_llm_proxy.foundation.secret_values import pseudonym
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -111,7 +111,7 @@ def _kid(context: CommandContext, key: str | None) -> str | None:
 def _pseudonym(context: CommandContext, person: str | None) -> str | None:
     if person is None or _PSEUDONYM.fullmatch(person):
         return person
-    return pseudonym_of(context.person_key, person)
+    return pseudonym(context.person_key, person)
 
 
 @click.command()

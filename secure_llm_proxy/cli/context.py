@@ -141,10 +141,11 @@ class CommandContext:
         applies nothing, when the intent can't be recorded.
         """
         change = Change(action, subject, f"host:{getpass.getuser()}", clear, body)
+        person_key = self.person_key if change.person is not None else None
         with running_writer(self.audit_settings):
             journal = SocketJournal(self.audit_settings)
             try:
-                return recorded(journal, change, apply, _warn_untold)
+                return recorded(journal, change, apply, _warn_untold, person_key=person_key)
             except ProxyError as error:
                 raise OperatorError(f"{error.public} ({error.detail or error.code})") from error
             finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -12,3 +15,12 @@ def derive_key(secret: str, label: str) -> bytes:
     `slp/totp`.
     """
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=label.encode()).derive(secret.encode())
+
+
+def pseudonym(person_key: bytes, person: str) -> str:
+    """What a person is called where it can be read: `s_` and 16 hexadecimal digits (HMAC-SHA256), the same everywhere.
+
+    `person` is a user's id, what an application calls its user, or `login:` and a username that somebody typed;
+    `person_key` is derived from SECRET_KEY (`slp/person`).
+    """
+    return "s_" + hmac.digest(person_key, person.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()[:16]

@@ -19,7 +19,7 @@ from secure_llm_proxy.foundation.errors import (
 )
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.gateway.docket import Docket, House
-from secure_llm_proxy.gateway.provenance import clear_identity, origin_of
+from secure_llm_proxy.gateway.provenance import clear_identity, indexed_origin, origin_of
 from secure_llm_proxy.telemetry import ExchangeFacts
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.chat import Completion
@@ -255,7 +255,8 @@ def _record_refusal(house: House, docket: Docket, error: ProxyError, event: Even
     if docket.rule is not None:
         clear["rule"] = docket.rule
     body = strict_json.dumps({"from": origin_of(docket)})
-    house.journal.record(AuditEvent(record, AuditType.REFUSED, docket.inbound.exchange_id, event, clear, body))
+    exchange = docket.inbound.exchange_id
+    house.journal.record(AuditEvent(record, AuditType.REFUSED, exchange, event, clear, body, indexed_origin(docket)))
 
 
 def _detail_body(error: ProxyError) -> bytes:

@@ -11,9 +11,10 @@ import logging
 from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import ProxyError
 from secure_llm_proxy.foundation.identifiers import new_record_id, ulid
+from secure_llm_proxy.foundation.secret_values import pseudonym
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.gateway.docket import Docket, House
-from secure_llm_proxy.gateway.provenance import origin_of
+from secure_llm_proxy.gateway.provenance import clear_identity, origin_of
 from secure_llm_proxy.identity import keys_in
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
@@ -62,6 +63,8 @@ def _quarantine(house: House, docket: Docket, key: LeakedKey, where: str) -> Non
     }
     if docket.caller is not None:
         clear["ak"] = docket.caller.key_id
+    # Who sent it, where that is known; else whose key it is.
+    clear["sub"] = clear_identity(house, docket).get("sub") or pseudonym(house.person_key, key.user_id)
     body = strict_json.dumps({"from": origin_of(docket)})
     intent = AuditEvent(new_record_id(), AuditType.ADMIN_INTENT, change_id, EventName.SECURITY_EVENT, clear, body)
     fields = {"request_id": docket.inbound.exchange_id, "key": key.kid, "where": where}

@@ -4,11 +4,9 @@ known by.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-
+from secure_llm_proxy.foundation.secret_values import pseudonym
 from secure_llm_proxy.gateway.docket import Docket, House
-from secure_llm_proxy.vocabulary.audit import ClearValue
+from secure_llm_proxy.vocabulary.audit import ClearValue, indexed_values
 from secure_llm_proxy.vocabulary.caller import KIND_LIVE
 
 _AGENT_KEPT = 1024
@@ -29,18 +27,13 @@ def clear_identity(house: House, docket: Docket) -> dict[str, ClearValue]:
         clear["usr"] = docket.caller.user_id
         if docket.caller.kind != KIND_LIVE:
             clear["kind"] = docket.caller.kind
-        clear["sub"] = pseudonym_of(house.person_key, person)
+        clear["sub"] = pseudonym(house.person_key, person)
         if docket.caller.project_id:
             clear["prj"] = docket.caller.project_id
     if docket.route is not None:
         clear["mdl"] = docket.route.model
         clear["up"] = docket.route.provider
     return clear
-
-
-def pseudonym_of(person_key: bytes, person: str) -> str:
-    """What stands readable in records for whom the application names; only the holder of `person_key` can tell who it is."""
-    return "s_" + hmac.digest(person_key, person.encode(), hashlib.sha256).hex()[:16]
 
 
 def person_of(docket: Docket) -> str | None:
@@ -66,3 +59,8 @@ def origin_of(docket: Docket) -> dict[str, str]:
         "correlation_id": inbound.correlation_id,
     }
     return {name: value for name, value in named.items() if value}
+
+
+def indexed_origin(docket: Docket) -> dict[str, str]:
+    """What the record can be found by, although it is sealed."""
+    return indexed_values(address=docket.inbound.address, agent=docket.inbound.user_agent)

@@ -22,7 +22,7 @@ from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.gateway.docket import Docket, House
 from secure_llm_proxy.gateway.leaks import keys_in_body, quarantine_ours
-from secure_llm_proxy.gateway.provenance import clear_identity, origin_of
+from secure_llm_proxy.gateway.provenance import clear_identity, indexed_origin, origin_of
 from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.caller import KIND_ADMINISTRATION, KIND_SESSION, Caller, RateClass
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Route
@@ -174,7 +174,15 @@ def audit_intent(house: House, docket: Docket, payload: bytes) -> None:
         clear["str"] = docket.request.stream
     try:
         house.journal.record(
-            AuditEvent(record, AuditType.LLM_START, inbound.exchange_id, EventName.CHAT_REQUEST, clear, body)
+            AuditEvent(
+                record,
+                AuditType.LLM_START,
+                inbound.exchange_id,
+                EventName.CHAT_REQUEST,
+                clear,
+                body,
+                indexed_origin(docket),
+            )
         )
     except NotQueued:
         # Nothing will ever stand in the log, so there is nothing to end.

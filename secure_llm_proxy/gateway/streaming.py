@@ -16,7 +16,8 @@ from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import ClientGone, ErrorCode, NotQueued, ProxyError
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.gateway import closing
-from secure_llm_proxy.vocabulary.audit import AuditEvent
+from secure_llm_proxy.gateway.provenance import clear_identity
+from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.chat import CompletionStream, StreamEvent
 from secure_llm_proxy.vocabulary.events import AuditType, EndStatus, EventName
 from secure_llm_proxy.vocabulary.inspection import PassThrough, StreamInspector
@@ -173,7 +174,10 @@ class RelayedStream:
             self._said_bytes += len(said)
 
     def _record_part(self) -> None:
-        clear = {"sid": self._docket.started_record, "dir": "out", "seq": self._parts}
+        clear: dict[str, ClearValue] = {"sid": self._docket.started_record, "dir": "out", "seq": self._parts}
+        subject = clear_identity(self._house, self._docket).get("sub")
+        if subject is not None:
+            clear["sub"] = subject
         said = self._take_said()
         part = AuditEvent(new_record_id(), AuditType.LLM_PART, self._docket.inbound.exchange_id, None, clear, said)
         self._parts += 1

@@ -32,7 +32,7 @@ from secure_llm_proxy.identity.issued_keys import (
 from secure_llm_proxy.identity.key_rules import SCOPES
 from secure_llm_proxy.identity.kill_switches import EVERYTHING, KillSubject, KillSwitch, KillSwitches
 from secure_llm_proxy.identity.leaked_keys import LeakedKeys, keys_in, keys_in_stream
-from secure_llm_proxy.identity.names import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID, Role, role_named
+from secure_llm_proxy.identity.names import DEFAULT_ORGANISATION_ID, DEFAULT_PROJECT_ID, Role, login_person, role_named
 from secure_llm_proxy.identity.organisations import (
     Member,
     Organisation,
@@ -104,6 +104,7 @@ __all__ = [
     "keys_in_stream",
     "kid_of",
     "listen_for_revocations",
+    "login_person",
     "may",
     "may_act_on",
     "qr_svg",

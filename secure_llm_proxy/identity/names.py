@@ -57,6 +57,11 @@ def normalised_username(username: str) -> str:
     return unicodedata.normalize("NFKC", folded).strip()
 
 
+def login_person(username: str) -> str:
+    """Who somebody claims to be that can't be told from a stranger yet: what `pseudonym` takes for a typed username."""
+    return "login:" + normalised_username(username)
+
+
 def checked_username(username: str) -> tuple[str, str]:
     """The username to show and its normalised form. Raises `OperatorError` with the rule that it breaks."""
     shown_name = username.strip()

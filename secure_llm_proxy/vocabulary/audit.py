@@ -9,6 +9,9 @@ from typing import NamedTuple, Protocol
 from secure_llm_proxy.foundation.identifiers import RecordId
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 
+# Bodies hold as much of a user agent.
+_AGENT_MAX = 1024
+
 ClearValue = str | int | bool | None
 
 
@@ -16,7 +19,9 @@ class AuditEvent(NamedTuple):
     """One record to be sealed.
 
     `clear` stays readable in the log, so it holds identifiers, counts, codes and times only; `body` (any bytes, usually
-    JSON) is encrypted and holds everything a person wrote or is known by: prompts, answers, addresses, names.
+    JSON) is encrypted and holds everything a person wrote or is known by: prompts, answers, addresses, names. A `sub` in
+    `clear` (a person's pseudonym) has it sealed by that person's key. `indexed` holds what the record can be found by: it
+    becomes a keyed hash for each value, and is itself kept nowhere (see `indexed_values`).
     """
 
     id: RecordId
@@ -25,6 +30,19 @@ class AuditEvent(NamedTuple):
     event: EventName | None = None
     clear: Mapping[str, ClearValue] = MappingProxyType({})
     body: bytes = b""
+    indexed: Mapping[str, str] = MappingProxyType({})
+
+
+def indexed_values(*, address: str | None = None, agent: str | None = None, email: str | None = None) -> dict[str, str]:
+    """`AuditEvent.indexed`: a client's address, its user agent, an e-mail address; each where it is known."""
+    values = {}
+    if address:
+        values["ipx"] = address
+    if agent:
+        values["uax"] = agent[:_AGENT_MAX]
+    if email:
+        values["emx"] = email.strip().lower()
+    return values
 
 
 class AuditJournal(Protocol):

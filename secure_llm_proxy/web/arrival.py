@@ -19,12 +19,14 @@ _LACKING_KEPT: Final = 128
 class Arrival:
     """Its address and id are worked out at their first use and stay.
 
-    `person` is set where somebody says who they are before that is known; it is sealed in records of a refusal.
+    `person` is set where somebody says who they are before that is known; it is sealed in records of a refusal, by the key
+    of that person. `person_id` is the user's id, set where that is known.
     """
 
-    __slots__ = ("_address", "_exchange_id", "environ", "person", "started_s", "web")
+    __slots__ = ("_address", "_exchange_id", "environ", "person", "person_id", "started_s", "web")
 
     person: str
+    person_id: str
 
     def __init__(self, environ: WSGIEnvironment, web: WebHouse) -> None:
         self.environ = environ

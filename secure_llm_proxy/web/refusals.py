@@ -8,7 +8,9 @@ from collections.abc import Callable
 from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, InternalError, ProxyError
 from secure_llm_proxy.foundation.identifiers import new_record_id
-from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
+from secure_llm_proxy.foundation.secret_values import pseudonym
+from secure_llm_proxy.identity import login_person
+from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue, indexed_values
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from secure_llm_proxy.web.answers import Answer, status_line
 from secure_llm_proxy.web.arrival import Arrival
@@ -65,8 +67,11 @@ def _record(arrival: Arrival, told: ProxyError, endpoint: str | None, kind: Audi
     told_body: dict[str, object] = {"from": {"address": arrival.address, "agent": arrival.user_agent[:_AGENT_MAX]}}
     if hasattr(arrival, "person"):
         told_body["username"] = arrival.person
+        known = arrival.person_id if hasattr(arrival, "person_id") else login_person(arrival.person)
+        clear["sub"] = pseudonym(arrival.web.house.person_key, known)
     body = strict_json.dumps(told_body)
-    record = AuditEvent(new_record_id(), kind, arrival.exchange_id, event, clear, body)
+    indexed = indexed_values(address=arrival.address, agent=arrival.user_agent)
+    record = AuditEvent(new_record_id(), kind, arrival.exchange_id, event, clear, body, indexed)
     try:
         arrival.web.house.journal.post(record)
     except ProxyError as error:

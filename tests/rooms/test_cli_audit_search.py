@@ -17,8 +17,7 @@ import pytest
 
 from secure_llm_proxy.audit import SocketJournal
 from secure_llm_proxy.foundation.identifiers import RecordId
-from secure_llm_proxy.foundation.secret_values import derive_key
-from secure_llm_proxy.gateway.provenance import pseudonym_of
+from secure_llm_proxy.foundation.secret_values import derive_key, pseudonym
 from secure_llm_proxy.settings import load_settings
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
@@ -73,7 +72,7 @@ def test_each_question_finds_its_records_and_no_others(host: Installation) -> No
         "ak": str(key["kid"]),
         "usr": str(user["id"]),
         "prj": PROJECT,
-        "sub": pseudonym_of(person_key, word),
+        "sub": pseudonym(person_key, word),
         "mdl": f"model-{word}",
     }
     exchange = f"exc_{word}"

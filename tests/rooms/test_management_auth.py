@@ -11,6 +11,7 @@ import pyotp
 import pytest
 from werkzeug.test import TestResponse
 
+from secure_llm_proxy.foundation.secret_values import pseudonym
 from secure_llm_proxy.settings import Settings, ThrottlingSettings
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from tests.support.house import LogCapture, stop_recording_at
@@ -97,6 +98,8 @@ def test_a_password_gives_a_token_that_is_good_and_on_record(management: Managem
     assert events(management) == [(EventName.LOGIN, "login")]
     (record,) = management.small.journal.durable
     assert record.clear["by"] == f"user:{user.id}"
+    assert record.clear["sub"] == pseudonym(management.small.house.person_key, user.id)
+    assert record.indexed["ipx"] == "127.0.0.1"
     assert json.loads(record.body)["from"]["address"] == "127.0.0.1"
 
 
@@ -260,6 +263,17 @@ def test_a_wrong_code_in_the_second_step_is_on_record_with_its_person(management
         event for event in management.small.journal.of(AuditType.AUTH_EVENT) if event.clear.get("dec") == "refuse"
     ]
     assert b"alice" in refused[-1].body
+    alice = management.room.database.run(lambda session: management.room.accounts.find_user(session, "alice"))
+    assert refused[-1].clear["sub"] == pseudonym(management.small.house.person_key, alice.id)
+
+
+def test_who_fails_to_log_in_is_sealed_by_the_key_of_the_name_that_was_typed(management: ManagementRoom) -> None:
+    login(management, username="Nobody")
+    login(management, username=" \uff2eobody")
+
+    subjects = {event.clear["sub"] for event in management.small.journal.of(AuditType.AUTH_EVENT)}
+
+    assert subjects == {pseudonym(management.small.house.person_key, "login:nobody")}
 
 
 def test_a_recovery_code_serves_once_and_new_ones_void_the_old(management: ManagementRoom) -> None:

@@ -193,7 +193,9 @@ class WriterProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "secure_llm_proxy.audit"], cwd=REPOSITORY, env=environment, stderr=stderr
             )
-        wait_until(lambda: listens(self.settings), self.said)
+        process = self._process
+        wait_until(lambda: listens(self.settings) or process.poll() is not None, self.said)
+        assert process.poll() is None, self.said()
 
     def said(self) -> str:
         return self._log.read_text()

@@ -164,6 +164,7 @@ def make_management_room(folder: Path, settings: Settings | None = None, url: st
         identify=room.worker().identify,
         announce=announced.append,
         csrf_key=CSRF_KEY,
+        person_key=small.house.person_key,
     )
     app = make_management_app(make_web_house(small, settings), house)
     return ManagementRoom(room, small, app, house, announced)

@@ -44,7 +44,7 @@ class ManagementGuard:
         except AuthenticationFailed:
             self._rates.spend_refusal()
             raise
-        arrival.person = actor.username
+        arrival.person, arrival.person_id = actor.username, actor.user_id
         if changes and actor.by_cookie:
             require_own_page(self._csrf, arrival)
         self._rates.spend_request()

@@ -28,7 +28,8 @@ _EXTENSION = "secure_llm_proxy.management"
 @dataclass(frozen=True, slots=True)
 class ManagementHouse:
     """`identify` tells whose API key it is, as the corridor is told; `announce` tells workers that a key has changed, or who is
-    stopped; `refresh_address_rules` puts them in force in this worker at once; `csrf_key` is 32 bytes derived from SECRET_KEY.
+    stopped; `refresh_address_rules` puts them in force in this worker at once; `csrf_key` is 32 bytes derived from SECRET_KEY,
+    `person_key` too: it makes pseudonyms of persons.
     """
 
     database: Database
@@ -46,6 +47,7 @@ class ManagementHouse:
     identify: Callable[[tuple[str, ...]], Caller]
     announce: Callable[[str], None]
     csrf_key: bytes
+    person_key: bytes
 
     def change(self, change: Change, apply: Callable[[], T]) -> T:
         """Record the intent durably, apply it, record the result; what an operator would be told is told the client.
@@ -53,7 +55,7 @@ class ManagementHouse:
         Raises `Unavailable`, and applies nothing, when it can't be recorded.
         """
         try:
-            return recorded(self.journal, change, apply, _warn_untold)
+            return recorded(self.journal, change, apply, _warn_untold, person_key=self.person_key)
         except OperatorError as error:
             raise client_error_of(error) from error
 

@@ -98,7 +98,7 @@ def make_auth_doors() -> Blueprint:
         before = session_cookie(arrival)
         pending = house.database.run(lambda session: house.sessions.find(session, asked.pending_token))
         if pending is not None:
-            arrival.person = pending.username
+            arrival.person, arrival.person_id = pending.username, pending.user_id
         signed_in = house.sign_in.second_factor(
             asked.pending_token,
             mfa_code=asked.mfa_code,

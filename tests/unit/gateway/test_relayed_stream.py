@@ -117,6 +117,19 @@ def test_an_ended_stream_stays_ended(logs: LogCapture) -> None:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
+def test_parts_are_sealed_by_the_key_of_the_person_of_their_exchange() -> None:
+    small = make_house()
+    stream = stream_of(small, *[event_of("x" * 20_000) for _ in range(4)])
+
+    list(stream)
+
+    (start,) = small.journal.of(AuditType.LLM_START)
+    parts = small.journal.of(AuditType.LLM_PART)
+    assert parts
+    assert {part.clear["sub"] for part in parts} == {start.clear["sub"]}
+    assert start.indexed["ipx"]
+
+
 @pytest.mark.parametrize("piece", ["x", "ä", "😀", "some words "])
 def test_what_was_said_is_made_durable_every_32_kib_before_it_is_passed_on(piece: str, logs: LogCapture) -> None:
     small = make_house()
