@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 from sqlalchemy import ColumnElement, and_, func, not_, or_, select, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from secure_llm_proxy.audit.index_rows import TailRow, index_values
+from secure_llm_proxy.audit.index_rows import index_values
 from secure_llm_proxy.audit.models import AuditAnchorRow, AuditIndexRow, AuditIndexStateRow
+from secure_llm_proxy.audit.read_client import Row
 
 GROUPS_MAX = 10_000
 
@@ -41,7 +42,7 @@ class Reach(Protocol):
         ...
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a record stands among all, newest first."""
 
     t: datetime
@@ -87,8 +88,8 @@ class IndexedRecord:
     rest: Mapping[str, object] | None
 
     @property
-    def place(self) -> Place:
-        return Place(self.t, self.log, self.n)
+    def position(self) -> Position:
+        return Position(self.t, self.log, self.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,7 @@ class AuditIndex:
     """Searches and counts. Finds nothing that is not indexed yet: the index follows the log by a few seconds."""
 
     def search(
-        self, session: Session, wanted: RecordFilter, *, after: Place | None = None, limit: int = 50
+        self, session: Session, wanted: RecordFilter, *, after: Position | None = None, limit: int = 50
     ) -> list[IndexedRecord]:
         """At most `limit` records behind `after`, newest first; of several logs' records of one moment in a fixed order."""
         where = _conditions(wanted)
@@ -252,14 +253,14 @@ class AuditIndex:
         return [IndexState(*each) for each in found]
 
 
-def matches(indexed: IndexedRecord, row: TailRow) -> bool:
+def matches(indexed: IndexedRecord, row: Row) -> bool:
     """Whether the index says of a record what its segment says, to the last value."""
     told = index_values(indexed.log, row)
     names = {"offset": "off", "length": "len"}
     return all(getattr(indexed, name) == told[names.get(name, name)] for name in IndexedRecord.__slots__)
 
 
-def record_of(log: str, row: TailRow) -> IndexedRecord:
+def record_of(log: str, row: Row) -> IndexedRecord:
     """What the index should say of this record."""
     values = index_values(log, row)
     return IndexedRecord(offset=values.pop("off"), length=values.pop("len"), **values)  # type: ignore[arg-type]  # by name

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Protocol, TypedDict
+from typing import Any, Protocol
 
-from secure_llm_proxy.audit.format import RecordLine, base64_text, leaf
+from secure_llm_proxy.audit.format import FormatError, RecordLine, parse_line
+from secure_llm_proxy.audit.read_client import RawLine, Row, Tail
 from secure_llm_proxy.vocabulary.audit import ClearValue
 
 # As wide as the columns are (`models.py`). What is longer, or of another type, stands in `rest`.
@@ -22,94 +22,34 @@ _OF_A_RECORD = dict.fromkeys([*_TEXTS, *_NUMBERS, "sbj", "rest"])
 _BY_USER = "user:"
 
 
-class TailRow(TypedDict):
-    """A record as readers of the log are given it: its place, and what it says in clear. `h` is base64."""
-
-    n: int
-    seg: int
-    off: int
-    len: int
-    h: str
-    t: str
-    ty: str
-    ev: str | None
-    id: str
-    rid: str
-    clear: Mapping[str, ClearValue]
-
-
-class TailCheckpoint(TypedDict):
-    """A checkpoint: `root` (base64) is that of the tree over the lines before `n`, `note` says so signed."""
-
-    n: int
-    t: str
-    root: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """The records and checkpoints from behind one line of a log up to and with line `after`, in order.
-
-    `broken` says what was passed over because it is not what was written.
-    """
-
-    rows: Sequence[TailRow]
-    checkpoints: Sequence[TailCheckpoint]
-    after: int
-    more: bool
-    broken: str | None = None
-
-
 class LogTail(Protocol):
-    """Whoever can be asked for a log's records in order. Both raise `ProxyError` when they can't be answered."""
+    """Whoever can be asked for a log's records in order: `AuditReader`, or `SegmentReader` where no writer runs."""
 
-    def log_name(self) -> str: ...
+    def tail(self, after: int = -1, *, limit: int = 200) -> Tail: ...
 
-    def tail(self, after: int, limit: int) -> Tail:
-        """At most `limit` records from behind line `after` (-1: from the first)."""
-        ...
+    def state(self) -> Mapping[str, Any]: ...
 
 
-def row_of(record: RecordLine, raw: bytes, segment: int, offset: int) -> TailRow:
-    """A line of a segment as readers are given it."""
-    return {
-        "n": record.n,
-        "seg": segment,
-        "off": offset,
-        "len": len(raw),
-        "h": base64_text(leaf(raw)),
-        "t": record.t,
-        "ty": record.type,
-        "ev": record.event,
-        "id": record.id,
-        "rid": record.exchange_id,
-        "clear": record.clear,
-    }
-
-
-def index_values(log: str, row: TailRow) -> dict[str, object]:
+def index_values(log: str, row: Row) -> dict[str, object]:
     """The columns of a record's row by their names. Never refuses a value: what fits no column stands in `rest`."""
+    place = row.place
     values: dict[str, object] = {
         **_OF_A_RECORD,
         "log": log,
-        "n": row["n"],
-        "seg": row["seg"],
-        "off": row["off"],
-        "len": row["len"],
-        "t": moment_of(row["t"]),
-        "ty": row["ty"],
-        "ev": row["ev"],
-        "id": row["id"],
-        "rid": row["rid"],
-        "h": base64.b64decode(row["h"]),
+        "n": place.n,
+        "seg": place.segment,
+        "off": place.offset,
+        "len": place.size,
+        "t": moment_of(row.t),
+        "ty": row.type,
+        "ev": row.event,
+        "id": row.id,
+        "rid": row.exchange_id,
+        "h": base64.b64decode(place.h),
     }
     rest: dict[str, ClearValue] = {}
-    for name, value in row["clear"].items():
-        kind = type(value)
-        if (kind is str and name in _TEXTS and _fits(value, _TEXTS[name])) or (
-            kind is int and name in _NUMBERS and -_NUMBERS[name] <= value <= _NUMBERS[name]  # type: ignore[operator]  # an int
-        ):
+    for name, value in row.clear.items():
+        if (name in _TEXTS and _fits(value, _TEXTS[name])) or (name in _NUMBERS and _counts(value, _NUMBERS[name])):
             values[name] = value
         else:
             rest[name] = value
@@ -123,6 +63,26 @@ def index_values(log: str, row: TailRow) -> dict[str, object]:
     return values
 
 
+def row_of(line: RawLine) -> Row | None:
+    """A record's raw line as a row of its clear metadata; None when it is no record."""
+    try:
+        record = parse_line(line.raw)
+    except FormatError:
+        return None
+    if not isinstance(record, RecordLine):
+        return None
+    return Row(
+        place=line.place,
+        t=record.t,
+        type=record.type,
+        event=record.event,
+        id=record.id,
+        exchange_id=record.exchange_id,
+        kid=record.kid,
+        clear=record.clear,
+    )
+
+
 def moment_of(t: str) -> datetime:
     """`2026-11-21T00:12:03.104233Z` as an aware moment."""
     return datetime.fromisoformat(t)
@@ -131,3 +91,7 @@ def moment_of(t: str) -> datetime:
 def _fits(value: object, width: int) -> bool:
     # PostgreSQL takes no NUL in a text.
     return isinstance(value, str) and len(value) <= width and "\x00" not in value
+
+
+def _counts(value: object, most: int) -> bool:
+    return type(value) is int and -most <= value <= most

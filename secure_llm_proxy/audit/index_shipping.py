@@ -14,15 +14,17 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 
 from sqlalchemy import CursorResult, Update, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from secure_llm_proxy.audit.index_rows import LogTail, Tail, TailCheckpoint, index_values, moment_of
+from secure_llm_proxy.audit.format import base64_text
+from secure_llm_proxy.audit.index_rows import LogTail, index_values, moment_of
 from secure_llm_proxy.audit.models import AuditAnchorRow, AuditIndexRow, AuditIndexStateRow
+from secure_llm_proxy.audit.read_client import Break, CheckpointRow, Row, Tail
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import ConflictError, ProxyError
@@ -98,12 +100,12 @@ class IndexShipper:
 
     def ship(self, limit: int = BATCH) -> Shipped:
         """Bring what is new in the log into the index, `limit` records in a transaction. Raises `ProxyError`."""
-        name = self._log = self._log or self._reader.log_name()
+        name = self._log = self._log or str(self._reader.state()["log"])
         run = self._database.run
         next_n = run(partial(_next_n, name=name))
         if next_n != self._own_end and not self._continues(name):
             return Shipped()
-        tail = self._reader.tail(next_n - 1, limit)
+        tail = self._reader.tail(next_n - 1, limit=limit)
         if tail.after < next_n and tail.broken is None:
             self._own_end = next_n
             return Shipped()
@@ -115,11 +117,11 @@ class IndexShipper:
             for turn in range(1, _BATCHES + 1):
                 is_last = turn == _BATCHES or not tail.more
                 run(partial(self._write, name=name, next_n=next_n, tail=tail, is_last=is_last))
-                rows += len(tail.rows)
+                rows += len(records_of(tail))
                 next_n = self._own_end = max(next_n, tail.after + 1)
                 if is_last:
                     break
-                tail = self._reader.tail(next_n - 1, limit)
+                tail = self._reader.tail(next_n - 1, limit=limit)
         except LeaseLost:
             return Shipped(rows, busy=True)
         return Shipped(rows, more=tail.more)
@@ -157,12 +159,13 @@ class IndexShipper:
         if tail.broken is not None:
             self._alarm(session, name, damage(tail.broken))
 
-    def _chosen(self, tail: Tail) -> list[TailCheckpoint]:
+    def _chosen(self, tail: Tail) -> list[CheckpointRow]:
         """At most a checkpoint each 10 s, and the last one there is."""
         chosen = []
-        for checkpoint in tail.checkpoints:
-            signed_s = moment_of(checkpoint["t"]).timestamp()
-            is_newest = checkpoint is tail.checkpoints[-1] and not tail.more
+        checkpoints = checkpoints_of(tail)
+        for checkpoint in checkpoints:
+            signed_s = moment_of(checkpoint.t).timestamp()
+            is_newest = checkpoint is checkpoints[-1] and not tail.more
             # A clock that went back is no reason to keep none.
             if is_newest or abs(signed_s - self._anchored_s) >= _ANCHOR_EVERY_S:
                 self._anchored_s = signed_s
@@ -175,8 +178,8 @@ class IndexShipper:
         if last is None:
             return True
         n, h = last
-        found = self._reader.tail(n - 1, 1).rows
-        if found and index_values(name, found[0])["h"] == h:
+        found = self._reader.tail(n - 1, limit=1).rows
+        if found and found[0].place.h == base64_text(h):
             self._database.run(partial(_forget_difference, name=name))
             return True
         sentence = (
@@ -220,27 +223,35 @@ class IndexRebuilder:
         self._holder = f"rebuild-{uuid.uuid4().hex}"
 
     def rebuild(
-        self, source: LogTail, *, afresh: bool = False, limit: int = 1000, progress: Callable[[int], None] | None = None
+        self,
+        source: LogTail,
+        *,
+        lines: int | None = None,
+        afresh: bool = False,
+        limit: int = 1000,
+        progress: Callable[[int, Tail], None] | None = None,
     ) -> Rebuilt:
-        """Go on where a rebuilding of this log was broken off, or begin with its first line. `progress` is told the rows so far.
+        """Go on where a rebuilding of this log was broken off, or begin with its first line. `lines`: how many of the log are
+        on disk for good, where a writer is at it; what comes after them is left to the shipper. `progress` is told the rows so
+        far, and what was read last.
 
         Raises `ConflictError` when somebody else is at the index, and `ProxyError` when the database is away.
         """
-        name, run = source.log_name(), self._database.run
+        name, run = str(source.state()["log"]), self._database.run
         if run(partial(take_lease, name=name, holder=self._holder, clock=self._clock)) is None:
             raise ConflictError(f"Somebody else is writing the index of {name} now; try again in half a minute.")
         rows = 0
         troubles: list[str] = []
         try:
             next_n = first = run(partial(_begin, name=name, afresh=afresh))
-            more = True
+            more = lines is None or next_n < lines
             while more:
-                tail = source.tail(next_n - 1, limit)
+                tail = _up_to(lines, source.tail(next_n - 1, limit=limit))
                 troubles += run(partial(self._write, name=name, next_n=next_n, tail=tail))
                 next_n, more = max(next_n, tail.after + 1), tail.more
-                rows += len(tail.rows)
+                rows += len(records_of(tail))
                 if progress is not None:
-                    progress(rows)
+                    progress(rows, tail)
             run(partial(self._end, name=name, next_n=next_n, troubles=troubles))
         except LeaseLost:
             raise ConflictError(f"Somebody else took over the index of {name}; run this again.") from None
@@ -258,7 +269,7 @@ class IndexRebuilder:
         if not changes_one(session, moved):
             raise LeaseLost
         replace_rows(session, name, next_n, tail)
-        troubles = put_anchors(session, name, tail.checkpoints, self._clock)
+        troubles = put_anchors(session, name, checkpoints_of(tail), self._clock)
         return troubles if tail.broken is None else [*troubles, damage(tail.broken)]
 
     def _end(self, session: Session, *, name: str, next_n: int, troubles: Sequence[str]) -> None:
@@ -280,14 +291,12 @@ def replace_rows(session: Session, name: str, next_n: int, tail: Tail) -> None:
     """Afterwards the index holds of the lines from `next_n` to the end of `tail` what `tail` says, and nothing else."""
     row = AuditIndexRow
     session.execute(delete(row).where(row.log == name, row.n >= next_n, row.n <= tail.after))
-    if tail.rows:
+    if records := records_of(tail):
         # By its columns, as one statement: the mapped class would make one for each set of columns that are not null.
-        session.execute(
-            insert(row.metadata.tables[row.__tablename__]), [index_values(name, each) for each in tail.rows]
-        )
+        session.execute(insert(row.metadata.tables[row.__tablename__]), [index_values(name, each) for each in records])
 
 
-def put_anchors(session: Session, name: str, checkpoints: Sequence[TailCheckpoint], clock: Clock) -> list[str]:
+def put_anchors(session: Session, name: str, checkpoints: Sequence[CheckpointRow], clock: Clock) -> list[str]:
     """Keep these checkpoints. Returns a sentence for each that contradicts one that is kept: that is a fork."""
     if not checkpoints:
         return []
@@ -296,28 +305,46 @@ def put_anchors(session: Session, name: str, checkpoints: Sequence[TailCheckpoin
     values = [
         {
             "log": name,
-            "n": checkpoint["n"],
-            "root": checkpoint["root"],
-            "note": checkpoint["note"],
-            "t": moment_of(checkpoint["t"]),
+            "n": checkpoint.place.n,
+            "root": checkpoint.root,
+            "note": checkpoint.note,
+            "t": moment_of(checkpoint.t),
             "first_seen": now,
         }
         for checkpoint in checkpoints
     ]
     session.execute(insert_into(session, row).on_conflict_do_nothing(), values)
-    sizes = [checkpoint["n"] for checkpoint in checkpoints]
+    sizes = [checkpoint.place.n for checkpoint in checkpoints]
     found = session.execute(select(row.n, row.root).where(row.log == name, row.n.in_(sizes)))
     kept = {each.n: each.root for each in found}
     return [
-        f"FORK: {name} has two checkpoints of {checkpoint['n']} lines with different roots; the log was rewritten. "
+        f"FORK: {name} has two checkpoints of {checkpoint.place.n} lines with different roots; the log was rewritten. "
         "Run `manage.py audit verify`."
         for checkpoint in checkpoints
-        if kept[checkpoint["n"]] != checkpoint["root"]
+        if kept[checkpoint.place.n] != checkpoint.root
     ]
 
 
-def damage(what: str) -> str:
-    return f"The audit log is damaged: {what}. Run `manage.py audit verify`."
+def records_of(tail: Tail) -> list[Row]:
+    return [row for row in tail.rows if isinstance(row, Row)]
+
+
+def checkpoints_of(tail: Tail) -> list[CheckpointRow]:
+    return [row for row in tail.rows if isinstance(row, CheckpointRow)]
+
+
+def _up_to(lines: int | None, tail: Tail) -> Tail:
+    if lines is None or tail.after < lines:
+        return tail
+    rows = tuple(row for row in tail.rows if row.place.n < lines)
+    return replace(tail, rows=rows, after=lines - 1, more=False)
+
+
+def damage(broken: Break) -> str:
+    return (
+        f"The audit log is damaged: segment {broken.segment}, line {broken.n}, byte {broken.offset}: {broken.what}. "
+        "Run `manage.py audit verify`."
+    )
 
 
 # --- the state of one log's index -------------------------------------------------------------------------------------
