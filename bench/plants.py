@@ -126,6 +126,11 @@ def plant_audit_log(environment: Mapping[str, str], instance: Path, gib: float) 
     log.recover()
     log.take_epoch_key()
     log.open_segment()
+    fill_log(log, gib)
+
+
+def fill_log(log: Appender, gib: float) -> None:
+    """Afterwards `log`, which is open, has taken `gib` GiB of exchanges, and is closed."""
     body = os.urandom(_BODY_BYTES)
     counter, written, whole = 0, 0, gib * _GIB
     while written < whole:

@@ -126,12 +126,12 @@ def _plain_table(results: Results) -> str:
         if not any(each.cpu_us for each in figures):
             cpu = split = aside = "-"
         else:
-            cpu = _spread([each.whole_cpu_us for each in figures], "{:.0f}")
+            cpu = spread([each.whole_cpu_us for each in figures], "{:.0f}")
             split = _split([each.cpu_us for each in figures])
             aside = _split([each.aside_us for each in figures]) or "-"
-        rate = _spread([each.requests_per_s for each in figures], "{:,.0f}")
+        rate = spread([each.requests_per_s for each in figures], "{:,.0f}")
         rows.append([results.titles[target], str(clients), cpu, split, aside, rate])
-    return _table(
+    return table(
         "Plain requests", ["target", "clients", "CPU µs/request", "by process", "not counted", "requests/s"], rows
     )
 
@@ -142,7 +142,7 @@ def _latency_table(results: Results) -> str:
         direct = _plain_of(results, f"direct{_TLS}" if target.endswith(_TLS) else "direct", clients)
         row = [results.titles[target], str(clients)]
         for pick in (_p50, _p99):
-            row.append(_spread([pick(each) / 1000 for each in figures], "{:.2f}"))
+            row.append(spread([pick(each) / 1000 for each in figures], "{:.2f}"))
             added = (
                 "-"
                 if not direct or target in {"direct", f"direct{_TLS}"}
@@ -150,7 +150,7 @@ def _latency_table(results: Results) -> str:
             )
             row.append(added)
         rows.append(row)
-    return _table("Latency, ms", ["target", "clients", "p50", "added p50", "p99", "added p99"], rows)
+    return table("Latency, ms", ["target", "clients", "p50", "added p50", "p99", "added p99"], rows)
 
 
 def _stream_table(results: Results) -> str:
@@ -162,7 +162,7 @@ def _stream_table(results: Results) -> str:
                 [
                     results.titles[target],
                     str(size),
-                    _spread([each.whole_cpu_us for each in figures], "{:.1f}") if figures[0].cpu_us else "-",
+                    spread([each.whole_cpu_us for each in figures], "{:.1f}") if figures[0].cpu_us else "-",
                     _split([each.cpu_us for each in figures]) or "-",
                     f"{median(each.core_share for each in figures):.2f}",
                     f"{median(each.delivered for each in figures):.0%}",
@@ -178,7 +178,7 @@ def _stream_table(results: Results) -> str:
         else ("\n\nOver TLS the load's core encrypts too: what nginx does not deliver there, nobody can.")
     )
     heads = ["target", "streams", "CPU µs/chunk", "by process", "core", "delivered", "first chunk p50 / p99 ms"]
-    return _table("Streams of 20 chunks/s", [*heads, "delay p99 ms", "failed", "kB/stream"], rows) + over_tls
+    return table("Streams of 20 chunks/s", [*heads, "delay p99 ms", "failed", "kB/stream"], rows) + over_tls
 
 
 def _first_chunks(figures: Sequence[StreamFigures]) -> str:
@@ -186,7 +186,7 @@ def _first_chunks(figures: Sequence[StreamFigures]) -> str:
     seen = [each for each in figures if each.first_chunk_p99_ms >= 0]
     if not seen:
         return "-"
-    p99 = _spread([each.first_chunk_p99_ms for each in seen], "{:.1f}")
+    p99 = spread([each.first_chunk_p99_ms for each in seen], "{:.1f}")
     return f"{median(each.first_chunk_p50_ms for each in seen):.1f} / {p99}"
 
 
@@ -199,19 +199,19 @@ def _start_table(results: Results) -> str:
         rows.append(
             [
                 results.titles[target],
-                _spread([each.first_answer_s for each in figures], "{:.2f}"),
-                _spread([each.whole_idle_mb for each in figures], "{:.0f}"),
+                spread([each.first_answer_s for each in figures], "{:.2f}"),
+                spread([each.whole_idle_mb for each in figures], "{:.0f}"),
                 _split([each.idle_mb for each in figures]),
             ]
         )
-    return _table("Start and idle memory", ["target", "first answer after s", "idle PSS MB", "by process"], rows)
+    return table("Start and idle memory", ["target", "first answer after s", "idle PSS MB", "by process"], rows)
 
 
 def _disk_line(results: Results) -> str:
     if not results.disk:
         return ""
-    p50 = _spread([each.p50_us / 1000 for each in results.disk], "{:.2f}")
-    p99 = _spread([each.p99_us / 1000 for each in results.disk], "{:.2f}")
+    p50 = spread([each.p50_us / 1000 for each in results.disk], "{:.2f}")
+    p99 = spread([each.p99_us / 1000 for each in results.disk], "{:.2f}")
     return f"The disk itself, 3 kB appended and fdatasync: p50 {p50} ms, p99 {p99} ms."
 
 
@@ -247,7 +247,7 @@ def _ratio_table(results: Results) -> str:
             )
     rows += _sync_row(results)
     rows += _absolute_rows(results)
-    return _table(
+    return table(
         "Against the bars (must) of the design", ["product", "figure", "against", "ratio", "at most", ""], rows
     )
 
@@ -324,7 +324,7 @@ def _own_time_table(results: Results) -> str:
         [f"slp_overhead_seconds, mean of {own.counted:,}", f"{own.counted_ms:.3f}"],
     ]
     title = f"Own time by an outside clock: medians of {own.requests:,} requests by one client, ms"
-    return _table(title, ["what", "ms"], rows)
+    return table(title, ["what", "ms"], rows)
 
 
 def _growth_table(results: Results) -> str:
@@ -343,18 +343,18 @@ def _growth_table(results: Results) -> str:
                     kind,
                     case,
                     str(figures[0].plain.clients),
-                    _spread(cpu, "{:.0f}"),
+                    spread(cpu, "{:.0f}"),
                     "-" if ratio is None else f"{ratio:.2f}",
                     _verdict(ratio, _FLAT) if ratio is not None and figures[0].flat else "",
                     _split([each.plain.cpu_us for each in figures]),
                     _split([each.plain.aside_us for each in figures]) or "-",
-                    _spread([each.plain.requests_per_s for each in figures], "{:,.0f}"),
+                    spread([each.plain.requests_per_s for each in figures], "{:,.0f}"),
                     " / ".join(f"{median(pick(each.plain) for each in figures) / 1000:.2f}" for pick in (_p50, _p99)),
                     f"{median(each.first_answer_s for each in figures):.2f}",
                 ]
             )
     heads = ["what grows", "case", "clients", "CPU µs/request", "ratio", "at most 1.10", "by process", "not counted"]
-    table = _table("Growth", [*heads, "requests/s", "p50 / p99 ms", "start s"], rows)
+    table = table("Growth", [*heads, "requests/s", "p50 / p99 ms", "start s"], rows)
     if any(each.kind.startswith("workers") for each in results.growth):
         table += (
             "\n\nWorkers on two cores share the second one with load, mock provider, Redis and PostgreSQL: CPU time per request "
@@ -438,7 +438,7 @@ def _median(figures: Sequence[F], pick: Callable[[F], float]) -> float:
     return median(pick(each) for each in figures)
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
     """The median, and smallest to largest when there are several."""
     told = form.format(median(values))
     return told if len(values) == 1 else f"{told} ({form.format(min(values))} to {form.format(max(values))})"
@@ -454,7 +454,7 @@ def _ratio(value: float) -> str:
     return f"1/{1 / value:.1f}" if 0 < value < 0.5 else f"{value:.2f}"  # noqa: PLR2004
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
     lines = [f"**{title}**", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]

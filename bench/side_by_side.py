@@ -75,8 +75,8 @@ def measure(given: argparse.Namespace) -> Results:
         rounds=given.rounds,
         seconds=given.seconds,
         began=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        machine=_machine(),
-        versions=_versions(),
+        machine=machine(),
+        versions=versions(),
         titles={},
         load_generator="wrk" if tools.wrk is not None else "pure Python (no wrk)",
     )
@@ -231,7 +231,7 @@ def _file_system(path: Path) -> str:
     return kind
 
 
-def _machine() -> Mapping[str, str]:
+def machine() -> Mapping[str, str]:
     text = Path("/proc/cpuinfo").read_text("utf-8")
     models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     memory_kb = int(Path("/proc/meminfo").read_text("ascii").split()[1])
@@ -241,7 +241,7 @@ def _machine() -> Mapping[str, str]:
     }
 
 
-def _versions() -> Mapping[str, str]:
+def versions() -> Mapping[str, str]:
     commit = subprocess.run(
         ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty"],  # noqa: S607  whichever git there is
         cwd=ROOT, capture_output=True, text=True, check=False,

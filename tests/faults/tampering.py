@@ -332,7 +332,8 @@ def corpus(log: CorpusLog) -> Iterator[Case]:
 
 
 def _lines_altered(log: CorpusLog, name: str) -> Iterator[Case]:
-    # Behind the last line that was synced before a disk failed stands a note for people; the format says that it proves nothing.
+    # Behind the last line that was synced before a disk failed stands a note for people; the format says that nothing there proves
+    # anything, nor is it shown.
     note = log.lines_of(name)[-1:] if note_bytes(log, name) else []
     lines = log.lines_of(name)[: -len(note) or None]
     foreign = log.lines_of(log.names[-1] if name != log.names[-1] else log.names[0])[4]
@@ -345,7 +346,8 @@ def _lines_altered(log: CorpusLog, name: str) -> Iterator[Case]:
             return Case(f"{kind}: {name}, line {at}", {name: b"".join([*changed, *note])}, place, anchored=True)
 
         yield case("line deleted", [*lines[:index], *lines[index + 1 :]])
-        yield case("line doubled", [*lines[: index + 1], *lines[index:]])
+        if not note or index + 1 < count:
+            yield case("line doubled", [*lines[: index + 1], *lines[index:]])
         yield case("line inserted", [*lines[:index], foreign, *lines[index:]])
         yield case("line replaced", [*lines[:index], foreign, *lines[index + 1 :]])
         yield case("line emptied", [*lines[:index], b"\n", *lines[index + 1 :]])
