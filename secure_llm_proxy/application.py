@@ -81,6 +81,7 @@ def _management_app(web: WebHouse, services: Services) -> Flask:
             announce=services.announce,
             csrf_key=services.csrf_key,
             person_key=services.house.person_key,
+            evidence=services.evidence,
         ),
     )
 

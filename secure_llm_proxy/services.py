@@ -20,7 +20,9 @@ from secure_llm_proxy.admission.rules import (
     Violations,
     open_violations,
 )
-from secure_llm_proxy.audit import SocketJournal
+from secure_llm_proxy.audit import AuditReader, SocketJournal
+from secure_llm_proxy.audit.evidence import Evidence
+from secure_llm_proxy.audit.read_evidence import ReadEvidence
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.database import Database
@@ -74,6 +76,7 @@ class Services:
     organisations: Organisations
     kill_switches: KillSwitches
     csrf_key: bytes
+    evidence: Evidence
     admission: Admission
     address_rules: AddressRules
     rule_reader: RuleReader
@@ -243,6 +246,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         organisations=Organisations(clock),
         kill_switches=KillSwitches(clock),
         csrf_key=derive_key(secret_key, "slp/csrf"),
+        evidence=ReadEvidence(AuditReader(settings.audit)),
         admission=admission,
         address_rules=address_rules,
         rule_reader=rule_reader,

@@ -10,7 +10,7 @@ from secure_llm_proxy.audit.exports import ClearRow
 
 
 @dataclass(frozen=True, slots=True)
-class StoredLine:
+class SourceLine:
     """A line as it stands in the log, without its newline; `n` and `segment` are where it was found."""
 
     n: int
@@ -58,11 +58,11 @@ class Evidence(Protocol):
         """
         ...
 
-    def lines(self, numbers: Sequence[int]) -> list[StoredLine]:
+    def lines(self, numbers: Sequence[int]) -> list[SourceLine]:
         """The lines of these indexes, in order; what the log does not hold is left out. Raises `Damaged`."""
         ...
 
-    def named(self, identifier: str) -> list[StoredLine]:
+    def named(self, identifier: str) -> list[SourceLine]:
         """Records (at most 200) whose id, exchange, start or whole is `identifier`; none: an empty list. Raises `Damaged`."""
         ...
 

@@ -15,7 +15,7 @@ from enum import StrEnum
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from secure_llm_proxy.audit.evidence import Damaged, Evidence, StoredLine
+from secure_llm_proxy.audit.evidence import Damaged, Evidence, SourceLine
 from secure_llm_proxy.audit.exports import ClearRow, row_of_record
 from secure_llm_proxy.audit.facts import LOOKS, SETTLED_AFTER, has_required
 from secure_llm_proxy.audit.format import (
@@ -141,7 +141,7 @@ def validate(source: Evidence, identifier: str, now: datetime) -> Validation | N
     )
 
 
-def _record_of(line: StoredLine) -> RecordLine | None:
+def _record_of(line: SourceLine) -> RecordLine | None:
     try:
         record = parse_line(line.raw)
     except (FormatError, NewerVersion):
@@ -182,7 +182,7 @@ class _Surroundings:
     """The lines around a record, and what they say of it."""
 
     source: Evidence
-    stored: StoredLine
+    stored: SourceLine
     record: RecordLine
     checkpoint: Checkpoint | None = None
     before: Line | None = field(default=None, init=False)
@@ -272,7 +272,7 @@ class _Surroundings:
         line = _parsed(found[0]) if found else None
         return (low, line) if isinstance(line, SegmentLine) else None
 
-    def _walk(self, first: int) -> Iterator[StoredLine]:
+    def _walk(self, first: int) -> Iterator[SourceLine]:
         # Most of them lie before the record; behind it a checkpoint is near.
         start, size = first, _CHUNK
         while True:
@@ -296,7 +296,7 @@ class _TreeWalk:
         self._owner_rolled = False
         self.checkpoint: Checkpoint | None = None
 
-    def take(self, stored: StoredLine, wanted: int) -> Check | None:
+    def take(self, stored: SourceLine, wanted: int) -> Check | None:
         """None while no checkpoint over line `wanted` was seen."""
         line = _parsed(stored, self._features)
         if isinstance(line, TreeLine) and self._edge is None:
@@ -348,7 +348,7 @@ class _TreeWalk:
         return Check(Result.PASS, f"{told} `{_RECOMMENDED} --genesis` leads that key back to its owner's.")
 
 
-def _parsed(stored: StoredLine, features: tuple[str, ...] = ("cp", "kr", "tr")) -> Line:
+def _parsed(stored: SourceLine, features: tuple[str, ...] = ("cp", "kr", "tr")) -> Line:
     try:
         line = parse_line(stored.raw, features)
     except (FormatError, NewerVersion) as error:

@@ -81,6 +81,9 @@ DOORS: tuple[Door, ...] = (
     Door("GET", "/auth/me", "auth.me", Guard.SESSION),
     Door("GET", "/auth/sessions", "auth.list_sessions", Guard.SESSION),
     Door("DELETE", "/auth/sessions/<session_id>", "auth.end_session", Guard.SESSION),
+    Door("GET", "/audit/export", "auditor.export", Guard.MANAGEMENT, permission=Permission.AUDIT_READ),
+    Door("GET", "/audit/report", "auditor.report", Guard.MANAGEMENT, permission=Permission.AUDIT_READ),
+    Door("POST", "/audit/validate", "auditor.validate_record", Guard.MANAGEMENT, permission=Permission.AUDIT_READ),
     *(
         Door(
             operation.method,

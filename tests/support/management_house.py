@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from secure_llm_proxy.admission.rules import AddressRules
+from secure_llm_proxy.audit.evidence import Evidence
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import NotFoundError
 from secure_llm_proxy.identity import (
@@ -30,6 +31,7 @@ from secure_llm_proxy.identity import (
 from secure_llm_proxy.settings import DatabaseSettings, IdentitySettings, Settings
 from secure_llm_proxy.web.admin.app import make_management_app
 from secure_llm_proxy.web.admin.house import ManagementHouse
+from tests.support.file_evidence import RowEvidence
 from tests.support.house import SmallHouse, make_house, make_web_house
 from tests.support.identity_room import EMAIL, PEPPER, IdentityRoom, ManualClock, make_accounts, migrated_database
 
@@ -134,7 +136,9 @@ def _migrated() -> bytes:
             return connection.serialize()
 
 
-def make_management_room(folder: Path, settings: Settings | None = None, url: str | None = None) -> ManagementRoom:
+def make_management_room(
+    folder: Path, settings: Settings | None = None, url: str | None = None, evidence: Evidence | None = None
+) -> ManagementRoom:
     settings = settings or Settings()
     if url is None:
         path = folder / "management.db"
@@ -165,6 +169,7 @@ def make_management_room(folder: Path, settings: Settings | None = None, url: st
         announce=announced.append,
         csrf_key=CSRF_KEY,
         person_key=small.house.person_key,
+        evidence=evidence or RowEvidence(),
     )
     app = make_management_app(make_web_house(small, settings), house)
     return ManagementRoom(room, small, app, house, announced)

@@ -1,10 +1,11 @@
-"""make_management_app: the Flask application of `/auth` and `/api/v1`, with all that only these need."""
+"""make_management_app: the Flask application of `/auth`, `/api/v1` and `/audit`, with all that only these need."""
 
 from __future__ import annotations
 
 from flask import Flask
 from flask_wtf.csrf import CSRFProtect
 
+from secure_llm_proxy.audit.report import Configured
 from secure_llm_proxy.vocabulary.events import AuditType
 from secure_llm_proxy.web.admin.catalogue import ENDPOINTS
 from secure_llm_proxy.web.admin.csrf import RequestSessions
@@ -14,6 +15,7 @@ from secure_llm_proxy.web.admin.guard import ManagementGuard
 from secure_llm_proxy.web.admin.house import ManagementHouse, attach_management
 from secure_llm_proxy.web.admin.loader import make_login_manager
 from secure_llm_proxy.web.admin.rates import ManagementRates
+from secure_llm_proxy.web.auditor.views import make_auditor_doors
 from secure_llm_proxy.web.auth.views import make_auth_doors
 from secure_llm_proxy.web.hooks import Manner, install_hooks
 from secure_llm_proxy.web.house import WebHouse, attach
@@ -45,6 +47,8 @@ def make_management_app(web: WebHouse, house: ManagementHouse) -> Flask:
     install_hooks(app, Manner(judge=guard, recorded_as=AuditType.AUTH_EVENT, body_of=management_error_body))
     csrf.init_app(app)
     make_login_manager().init_app(app, add_context_processor=False)
-    for doors in (make_auth_doors(), make_management_doors(ENDPOINTS)):
+    audit = web.settings.audit
+    configured = Configured(audit.retention_days, backup=audit.backup_enabled)
+    for doors in (make_auth_doors(), make_auditor_doors(configured), make_management_doors(ENDPOINTS)):
         app.register_blueprint(doors)
     return app

@@ -7,12 +7,12 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from gevent.lock import RLock
 
-_PLACES = ("/auth", "/api/v1")
+_PLACES = ("/auth", "/api/v1", "/audit")
 _BELOW = tuple(place + "/" for place in _PLACES)
 
 
 class ManagementMount:
-    """A WSGI application around the data plane's: whatever is asked of `/auth` and `/api/v1` goes to the other one.
+    """A WSGI application around the data plane's: whatever is asked of `/auth`, `/api/v1` and `/audit` goes to the other one.
 
     Loading it takes 75 ms and 6 MB (2026-11-21). The first to ask waits for it, and so does whoever is served by the same worker.
     """

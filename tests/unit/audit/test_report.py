@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -12,38 +12,19 @@ from typing import Any
 import orjson
 import pytest
 
-from secure_llm_proxy.audit.evidence import Damage, Heartbeat, LogState, StoredLine
+from secure_llm_proxy.audit.evidence import Damage, Heartbeat, LogState
 from secure_llm_proxy.audit.exports import ClearRow, Risk
 from secure_llm_proxy.audit.facts import Counts, Facts
 from secure_llm_proxy.audit.frameworks import FACTS, FRAMEWORKS, Framework, Standing, score_of, worst_of
 from secure_llm_proxy.audit.report import ROWS_MAX, Configured, ReportType, Wanted, make_report
 from secure_llm_proxy.vocabulary.audit import ClearValue
+from tests.support.file_evidence import RowEvidence
 
 SINCE = datetime(2026, 11, 20, tzinfo=UTC)
 UNTIL = datetime(2026, 11, 21, tzinfo=UTC)
 WANTED = Wanted(SINCE, UNTIL)
 CONFIGURED = Configured(retention_days=None, backup=False)
 WHOLE: dict[str, ClearValue] = {"rt": "/chat", "usr": "usr_1", "ak": "k1", "dec": "allow", "mdl": "demo", "sub": "s_1"}
-
-
-class Rows:
-    """Evidence made of rows alone: no line of them can be verified."""
-
-    def __init__(self, rows: Sequence[ClearRow | Heartbeat | Damage] = (), state: LogState | None = None) -> None:
-        self._rows = rows
-        self._state = state or LogState(log="slp.test/host")
-
-    def rows(self, since: str, until: str, after: int = -1) -> Iterator[ClearRow | Heartbeat | Damage]:
-        return iter(self._rows)
-
-    def lines(self, numbers: Sequence[int]) -> list[StoredLine]:
-        return []
-
-    def named(self, identifier: str) -> list[StoredLine]:
-        return []
-
-    def state(self) -> LogState:
-        return self._state
 
 
 class Log:
@@ -77,9 +58,9 @@ class Log:
         return start.id
 
 
-def report(source: Rows | Log, look: str | None = "R9999", wanted: Wanted = WANTED) -> dict[str, Any]:
+def report(source: RowEvidence | Log, look: str | None = "R9999", wanted: Wanted = WANTED) -> dict[str, Any]:
     made = make_report(
-        Rows(source.rows) if isinstance(source, Log) else source,
+        RowEvidence(source.rows) if isinstance(source, Log) else source,
         wanted,
         CONFIGURED,
         report_id="rep_1",
@@ -298,7 +279,7 @@ def test_a_log_that_takes_too_long_is_reported_as_far_as_it_was_seen() -> None:
     clock = itertools.count(step=15.0)
 
     made = make_report(
-        Rows(log.rows), WANTED, CONFIGURED, report_id="r", look=None, now=UNTIL, monotonic_s=lambda: next(clock)
+        RowEvidence(log.rows), WANTED, CONFIGURED, report_id="r", look=None, now=UNTIL, monotonic_s=lambda: next(clock)
     )  # fmt: skip
 
     told: dict[str, Any] = orjson.loads(orjson.dumps(made))
@@ -312,11 +293,11 @@ def test_retention_that_is_too_short_is_not_met_and_a_young_log_is_unknown() -> 
     old = LogState(oldest_t="2019-01-01T00:00:00.000000Z")
     young = LogState(oldest_t="2026-11-01T00:00:00.000000Z")
 
-    assert control(report(Rows(state=young)), "pci_dss", "10.5.1")["status"] == "unknown"
-    assert control(report(Rows(state=old)), "pci_dss", "10.5.1")["status"] == "met"
-    assert control(report(Rows(state=old)), "sox", "§ 802, 17 CFR 210.2-06")["status"] == "met"
+    assert control(report(RowEvidence(state=young)), "pci_dss", "10.5.1")["status"] == "unknown"
+    assert control(report(RowEvidence(state=old)), "pci_dss", "10.5.1")["status"] == "met"
+    assert control(report(RowEvidence(state=old)), "sox", "§ 802, 17 CFR 210.2-06")["status"] == "met"
     short = make_report(
-        Rows(state=old), WANTED, replace(CONFIGURED, retention_days=90), report_id="r", look=None, now=UNTIL,
+        RowEvidence(state=old), WANTED, replace(CONFIGURED, retention_days=90), report_id="r", look=None, now=UNTIL,
         monotonic_s=lambda: 0.0,
     )  # fmt: skip
     assert control(orjson.loads(orjson.dumps(short)), "pci_dss", "10.5.1")["status"] == "not met"
@@ -330,7 +311,7 @@ def test_an_anchor_off_the_host_and_a_backup_are_told_by_the_writer_or_unknown()
         (LogState(off_host=False, backed_up=True), "not met"),
         (LogState(off_host=None, backed_up=True), "unknown"),
     ):
-        assert control(report(Rows(state=state)), "pci_dss", "10.3.3")["status"] == status
+        assert control(report(RowEvidence(state=state)), "pci_dss", "10.3.3")["status"] == status
 
 
 def test_a_control_that_a_log_cannot_show_is_never_met() -> None:
