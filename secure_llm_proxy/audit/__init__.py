@@ -20,6 +20,7 @@ from secure_llm_proxy.audit.exports import (
 )
 from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLine, SegmentLine
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, read_genesis
+from secure_llm_proxy.audit.index_search import IndexDiffers, indexed_lines, indexed_places, is_indexable, lines_at
 from secure_llm_proxy.audit.journal import SocketJournal
 from secure_llm_proxy.audit.proof import ProofBroken, ProofNewer, Proven, check_proof, checkpoints, prove
 from secure_llm_proxy.audit.read_client import (
@@ -40,15 +41,16 @@ from secure_llm_proxy.audit.reading import (
     Opened,
     StoredLine,
     find_records,
-    log_bytes,
     log_lines,
     open_records,
+    segments_of,
+    size_of,
     stored_lines,
 )
 from secure_llm_proxy.audit.restart import restart_log
 from secure_llm_proxy.audit.running_writer import running_writer, transient_writer
-from secure_llm_proxy.audit.segments import host_directory
-from secure_llm_proxy.audit.selection import RecordFilter, newest_records, select
+from secure_llm_proxy.audit.segments import host_directory, segments_in
+from secure_llm_proxy.audit.selection import Selection, newest_records, rows_of, select
 from secure_llm_proxy.audit.signed_tree import read_anchors
 from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, VerificationReport, verify
 
@@ -66,6 +68,7 @@ __all__ = [
     "Found",
     "Genesis",
     "GenesisBroken",
+    "IndexDiffers",
     "KeyLine",
     "LogLine",
     "NewerLine",
@@ -77,12 +80,12 @@ __all__ = [
     "Proven",
     "RawLine",
     "RawLines",
-    "RecordFilter",
     "RecordLine",
     "Row",
     "RowWriter",
     "Search",
     "SegmentLine",
+    "Selection",
     "Severity",
     "SocketJournal",
     "StoredLine",
@@ -93,8 +96,11 @@ __all__ = [
     "find_records",
     "flat_members",
     "host_directory",
+    "indexed_lines",
+    "indexed_places",
     "initialise",
-    "log_bytes",
+    "is_indexable",
+    "lines_at",
     "log_lines",
     "newest_records",
     "open_records",
@@ -105,8 +111,12 @@ __all__ = [
     "restart_log",
     "row_of_record",
     "row_writer",
+    "rows_of",
     "running_writer",
+    "segments_in",
+    "segments_of",
     "select",
+    "size_of",
     "stored_lines",
     "transient_writer",
     "verify",

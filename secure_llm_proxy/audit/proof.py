@@ -46,7 +46,7 @@ from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, genesis_in
 from secure_llm_proxy.audit.merkle import SIZE_MAX, TreeEdge, inclusion_path_behind, root_from_path
 from secure_llm_proxy.audit.notes import Checkpoint, NoteBroken, read_checkpoint, verify_checkpoint
 from secure_llm_proxy.audit.reading import StoredLine, stored_lines, stored_lines_of
-from secure_llm_proxy.audit.segments import GENESIS_NAME, SegmentFile, host_directory, segments_in
+from secure_llm_proxy.audit.segments import GENESIS_NAME, SegmentFile
 from secure_llm_proxy.foundation.errors import NotFoundError, OperatorError
 
 VERSION = 1
@@ -227,21 +227,23 @@ def _document(members: dict[str, object]) -> bytes:
 Watch = Callable[[Iterator[StoredLine]], Iterator[StoredLine]]
 
 
-def prove(directory: Path, identifier: str, *, host_id: str = "", lines_least: int = 0, watch: Watch = iter) -> bytes:
+def prove(
+    host: Path, segments: Sequence[SegmentFile], identifier: str, *, lines_least: int = 0, watch: Watch = iter
+) -> bytes:
     """A proof of the record `identifier`, to the first checkpoint that covers it and at least `lines_least` lines.
 
+    `host` is where the log's genesis.json lies, `segments` are all that it has.
     One pass over the log without looking into its lines, and from the record's segment to the checkpoint once more; memory
     does not grow with the log but for its key rolls. `watch` is given the lines of the pass. Raises `NotFoundError` when there
     is no such record, `OperatorError` when no checkpoint covers it yet or the log is damaged.
     """
-    host = host_directory(directory, host_id)
     try:
         content = (host / GENESIS_NAME).read_bytes()
         genesis = genesis_in(content, host)
     except (OSError, GenesisBroken) as error:
         raise OperatorError(f"The log in {host} has no valid root of trust: {error}. Run `audit verify`.") from None
     search = _Search(identifier, lines_least)
-    search.read(watch(stored_lines(directory, host_id=host_id)))
+    search.read(watch(stored_lines(segments)))
     record, checkpoint = search.record, search.checkpoint
     if record is None:
         raise NotFoundError(search.what_is_missing())
@@ -250,7 +252,7 @@ def prove(directory: Path, identifier: str, *, host_id: str = "", lines_least: i
             f"No checkpoint covers line {record.n} yet; the running audit writer signs one within seconds. Try again then."
         )
     try:
-        path = _path(host, record, checkpoint.n)
+        path = _path(segments, record, checkpoint.n)
     except (OSError, ValueError) as error:
         raise _damaged(error) from None
     document = _document(
@@ -327,8 +329,7 @@ def _checkpoint_in(raw: bytes) -> CheckpointLine | None:
     return line if isinstance(line, CheckpointLine) else None
 
 
-def _path(host: Path, record: StoredLine, size: int) -> list[bytes]:
-    segments = segments_in(host)
+def _path(segments: Sequence[SegmentFile], record: StoredLine, size: int) -> list[bytes]:
     place = next((at for at, segment in enumerate(segments) if segment.number == record.file.number), len(segments))
     edge = _edge_before(segments, place)
     if edge is None:
@@ -361,9 +362,9 @@ def _from_segment(segments: Sequence[SegmentFile], place: int, n: int) -> Iterat
 # --- anchors ----------------------------------------------------------------------------------------------------------
 
 
-def checkpoints(directory: Path, *, host_id: str = "", watch: Watch = iter) -> Iterator[tuple[Checkpoint, str]]:
+def checkpoints(segments: Sequence[SegmentFile], *, watch: Watch = iter) -> Iterator[tuple[Checkpoint, str]]:
     """Every checkpoint of the log with its note, oldest first, as it stands there."""
-    for line in watch(stored_lines(directory, host_id=host_id)):
+    for line in watch(stored_lines(segments)):
         if not line.raw.startswith(b'{"k":"cp",'):
             continue
         found = _checkpoint_in(line.raw)

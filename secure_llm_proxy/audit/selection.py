@@ -6,17 +6,18 @@ Only clear members are looked at; bodies stay sealed. A record fits when it fits
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
+from itertools import chain
 
 import orjson
 
 from secure_llm_proxy.audit.exports import ClearRow, row_of_record
 from secure_llm_proxy.audit.format import FormatError, NewerVersion, RecordLine, parse_line
 from secure_llm_proxy.audit.reading import StoredLine, stored_lines_of
-from secure_llm_proxy.audit.segments import host_directory, segments_in
+from secure_llm_proxy.audit.segments import SegmentFile
 from secure_llm_proxy.vocabulary.audit import ClearValue
+from secure_llm_proxy.vocabulary.events import AuditType
 
 _RECORD_OPENING = b'{"k":"rec",'
 _TIME_OPENING = b',"t":"'
@@ -25,12 +26,17 @@ _TIME_BYTES = len("2026-11-21T00:12:03.104233Z")
 _TIME_SOUGHT_WITHIN = len(_RECORD_OPENING) + len('"n":') + 20 + len(_TIME_OPENING)
 
 
+# Members in which records that are not of an exchange name what they are about.
+ABOUT = ("user", "subject", "key_id", "new")
+EXCHANGE_TYPES = frozenset({AuditType.LLM_START, AuditType.LLM_PART, AuditType.LLM_END, AuditType.REFUSED})
+
+
 @dataclass(frozen=True, slots=True)
-class RecordFilter:
+class Selection:
     """Times are those of the log (`2026-11-21T00:12:03.104233Z`), `since` included, `until` not.
 
-    `user`, `project` and `key` are identifiers (usr_…, prj_…, the public part or key_… id of a key) and find what such a one
-    did as well as what was done to it. `person` is a pseudonym (`s_…`). `status` is an HTTP status, how an exchange ended, or
+    `user`, `project` and `key` are identifiers (usr_…, prj_…, the public part of a key) and find what such a one did as well as
+    what was done to it. `person` is a pseudonym (`s_…`). `status` is an HTTP status, how an exchange ended, or
     an error code. `request` is an exchange's id or that of one of its records. `address`, `agent` and `email` are blind
     indexes.
     """
@@ -58,16 +64,16 @@ class RecordFilter:
         return all(
             fits
             for wanted, fits in (
-                (self.user, _names_user(clear, self.user)),
+                (self.user, _is_by(clear, self.user) or _is_about(record, self.user)),
                 (self.person, clear.get("sub") == self.person),
-                (self.project, self.project in (clear.get("prj"), clear.get("subject"))),
-                (self.key, self.key in (clear.get("ak"), clear.get("subject"), clear.get("key_id"), clear.get("new"))),
+                (self.project, clear.get("prj") == self.project or _is_about(record, self.project)),
+                (self.key, clear.get("ak") == self.key or _is_about(record, self.key)),
                 (self.model, clear.get("mdl") == self.model),
                 (self.event, record.event == self.event),
                 (self.type, record.type == self.type),
                 (self.decision, clear.get("dec") == self.decision),
                 (self.status, self.status in (_http(clear), clear.get("st"), clear.get("code"))),
-                (self.request, self.request in (record.exchange_id, record.id, *_requests(clear))),
+                (self.request, self.request in _names_of_request(record)),
                 (self.address, clear.get("ipx") == self.address),
                 (self.agent, clear.get("uax") == self.agent),
                 (self.email, clear.get("emx") == self.email),
@@ -88,8 +94,13 @@ class RecordFilter:
         ]
 
 
-def _names_user(clear: Mapping[str, ClearValue], user: str | None) -> bool:
-    return user in (clear.get("usr"), clear.get("user"), clear.get("subject")) or clear.get("by") == f"user:{user}"
+def _is_by(clear: Mapping[str, ClearValue], user: str | None) -> bool:
+    return clear.get("usr") == user or clear.get("by") == f"user:{user}"
+
+
+def _is_about(record: RecordLine, identifier: str | None) -> bool:
+    """Whether something was done to it: a change, a login, an erasure."""
+    return record.type not in EXCHANGE_TYPES and identifier in map(record.clear.get, ABOUT)
 
 
 def _http(clear: Mapping[str, ClearValue]) -> str | None:
@@ -97,11 +108,12 @@ def _http(clear: Mapping[str, ClearValue]) -> str | None:
     return None if status is None else str(status)
 
 
-def _requests(clear: Mapping[str, ClearValue]) -> tuple[ClearValue, ...]:
-    return clear.get("sid"), clear.get("request"), clear.get("pt_of")
+def _names_of_request(record: RecordLine) -> tuple[ClearValue, ...]:
+    clear = record.clear
+    return record.exchange_id, record.id, clear.get("sid"), clear.get("pt_of"), clear.get("request")
 
 
-def select(lines: Iterable[StoredLine], wanted: RecordFilter) -> Iterator[tuple[StoredLine, RecordLine]]:
+def select(lines: Iterable[StoredLine], wanted: Selection) -> Iterator[tuple[StoredLine, RecordLine]]:
     """Those of `lines` that are records which fit, in order. A line that no parser accepts fits nothing."""
     since, until = wanted.since and wanted.since.encode(), wanted.until and wanted.until.encode()
     needles = wanted.needles()
@@ -128,24 +140,29 @@ def _record_in(raw: bytes) -> RecordLine | None:
 
 
 def newest_records(
-    directory: Path,
-    wanted: RecordFilter,
+    segments: Sequence[SegmentFile],
+    wanted: Selection,
     limit: int,
     *,
-    host_id: str = "",
+    begin: int = 0,
     watch: Callable[[Iterator[StoredLine]], Iterator[StoredLine]] = iter,
 ) -> list[ClearRow]:
-    """The last `limit` records that fit, oldest first. Reads segments from the newest back, until there are enough.
-
-    `watch` is given every line that is looked at. Raises `OperatorError` when there is no log.
+    """The last `limit` records that fit, of lines from `begin` on, oldest first. Reads segments from the newest back, until there
+    are enough. `watch` is given every line that is looked at.
     """
-    segments = segments_in(host_directory(directory, host_id))
     found: list[ClearRow] = []
     for place in range(len(segments) - 1, -1, -1):
         following = segments[place + 1] if place + 1 < len(segments) else None
-        selected = select(watch(stored_lines_of(segments[place], following)), wanted)
-        rows = (row_of_record(record, line.file.number, line.raw) for line, record in selected)
+        lines = watch(stored_lines_of(segments[place], following))
+        first = next(lines, None)
+        if first is None:
+            continue
+        rows = rows_of(select((line for line in chain([first], lines) if line.n >= begin), wanted))
         found[:0] = deque(rows, maxlen=limit - len(found))
-        if len(found) == limit:
+        if len(found) == limit or first.n <= begin:
             break
     return found
+
+
+def rows_of(selected: Iterable[tuple[StoredLine, RecordLine]]) -> Iterator[ClearRow]:
+    return (row_of_record(record, line.file.number, line.raw) for line, record in selected)

@@ -14,11 +14,14 @@ from secure_llm_proxy.audit import (
     BodyOpener,
     Opened,
     VerificationReport,
+    host_directory,
     initialise,
-    log_bytes,
     open_records,
     read_anchors,
     restart_log,
+    segments_in,
+    segments_of,
+    size_of,
     stored_lines,
     verify,
 )
@@ -111,7 +114,7 @@ def verify_log(
     place = directory or context.settings.audit.directory
     host_id = "" if directory else context.settings.audit.host_id
     anchors = read_anchors(anchors_file) if anchors_file else []
-    with Progress("verifying", log_bytes(place, host_id=host_id)) as progress:
+    with Progress("verifying", size_of(segments_in(host_directory(place, host_id)))) as progress:
         report = verify(
             place, genesis_public_key=genesis, progress=progress.at, opener=opener, host_id=host_id, anchors=anchors
         )
@@ -169,7 +172,7 @@ def _report_values(report: VerificationReport) -> dict[str, object]:
 def cat(context: CommandContext) -> None:
     """Print every line of the log, oldest first, bodies sealed: made for grep and jq."""
     with whole_file(Path(STANDARD_OUTPUT)) as out:
-        for line in stored_lines(context.settings.audit.directory, host_id=context.settings.audit.host_id):
+        for line in stored_lines(segments_of(context.settings.audit)):
             out.write(line.raw + b"\n")
 
 

@@ -17,13 +17,14 @@ from secure_llm_proxy.audit import (
     ExportEnd,
     ExportFormat,
     KeyLine,
-    RecordFilter,
     RecordLine,
+    Selection,
     flat_members,
-    log_bytes,
     row_of_record,
     row_writer,
+    segments_of,
     select,
+    size_of,
     stored_lines,
 )
 from secure_llm_proxy.audit.format import FormatError, Line, NewerVersion, SegmentLine, parse_line
@@ -68,18 +69,18 @@ def export(context: CommandContext, kind: str, output: Path, *, content: bool, *
 
 def _pieces(
     context: CommandContext,
-    wanted: RecordFilter,
+    wanted: Selection,
     kind: ExportFormat,
     asked: Mapping[str, str],
     bodies: _Bodies | None,
 ) -> Iterator[bytes]:
-    settings = context.settings.audit
+    segments = segments_of(context.settings.audit)
     told = {"exported_at": rfc3339(context.clock.now()), "by": f"host:{getpass.getuser()}", "filter": dict(asked)}
     writer = row_writer(kind, told)
     yield writer.opening()
     count = 0
-    with Progress("exporting", log_bytes(settings.directory, host_id=settings.host_id)) as progress:
-        lines = progress.over(stored_lines(settings.directory, host_id=settings.host_id))
+    with Progress("exporting", size_of(segments)) as progress:
+        lines = progress.over(stored_lines(segments))
         for line, record in select(bodies.passing(lines) if bodies else lines, wanted):
             row = row_of_record(record, line.file.number, line.raw)
             count += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -16,20 +18,26 @@ from secure_llm_proxy.audit import (
     RecordLine,
     check_proof,
     checkpoints,
-    log_bytes,
+    host_directory,
     prove,
+    segments_of,
+    size_of,
 )
 from secure_llm_proxy.audit.format import FormatError, base64_text, strict_base64
+from secure_llm_proxy.audit.index import AuditIndex
+from secure_llm_proxy.audit.notes import Checkpoint
 from secure_llm_proxy.audit.proof import PROOF_BYTES_MAX
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import as_cell, json_option, show_json
 from secure_llm_proxy.cli.progress import Progress
 from secure_llm_proxy.cli.whole_file import STANDARD_OUTPUT, whole_file
+from secure_llm_proxy.foundation.clock import rfc3339
 from secure_llm_proxy.foundation.errors import OperatorError
 
 _IDENTIFIER = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _PUBLIC_KEY_BYTES = 32
 _REFUSED, _UNDECIDABLE = 1, 4
+_PAGE = 1000
 
 
 @click.command("prove")
@@ -56,15 +64,10 @@ def prove_record(context: CommandContext, identifier: str, output: Path, lines_l
     if not _IDENTIFIER.fullmatch(identifier):
         raise OperatorError(f"No record can have the id {as_cell(identifier[:64])}.")
     settings = context.settings.audit
+    host, segments = host_directory(settings.directory, settings.host_id), segments_of(settings)
     with whole_file(output) as stream:
-        with Progress("looking for the record", log_bytes(settings.directory, host_id=settings.host_id)) as progress:
-            document = prove(
-                settings.directory,
-                identifier,
-                host_id=settings.host_id,
-                lines_least=lines_least,
-                watch=progress.over,
-            )
+        with Progress("looking for the record", size_of(segments)) as progress:
+            document = prove(host, segments, identifier, lines_least=lines_least, watch=progress.over)
         stream.write(document)
 
 
@@ -162,27 +165,39 @@ def _tell(proven: Proven, *, as_json: bool) -> None:
 
 @click.command()
 @click.option("--last", is_flag=True, help="Only the newest.")
+@click.option(
+    "--from-database", is_flag=True, help="Those that the database keeps (of every host) instead of those in the log."
+)
 @pass_context
-def anchors(context: CommandContext, *, last: bool) -> None:
+def anchors(context: CommandContext, *, last: bool, from_database: bool) -> None:
     """Print the log's signed checkpoints as JSON lines, oldest first: kept elsewhere, `audit verify --anchors` takes them."""
-    settings = context.settings.audit
-    with (
-        whole_file(Path(STANDARD_OUTPUT)) as out,
-        Progress("reading", log_bytes(settings.directory, host_id=settings.host_id)) as progress,
-    ):
-        newest = b""
-        for checkpoint, note in checkpoints(settings.directory, host_id=settings.host_id, watch=progress.over):
-            newest = orjson.dumps(
-                {
-                    "t": checkpoint.t,
-                    "log": checkpoint.log,
-                    "n": checkpoint.size,
-                    "root": base64_text(checkpoint.root),
-                    "note": note,
-                },
-                option=orjson.OPT_APPEND_NEWLINE,
-            )
-            if not last:
-                out.write(newest)
-        if last:
-            out.write(newest)
+    with whole_file(Path(STANDARD_OUTPUT)) as out:
+        newest: dict[str, bytes] = {}
+        for checkpoint, note in _kept(context) if from_database else _signed(context):
+            line = _anchor(checkpoint, note)
+            if last:
+                newest[checkpoint.log] = line
+            else:
+                out.write(line)
+        out.writelines(newest.values())
+
+
+def _signed(context: CommandContext) -> Iterator[tuple[Checkpoint, str]]:
+    segments = segments_of(context.settings.audit)
+    with Progress("reading", size_of(segments)) as progress:
+        yield from checkpoints(segments, watch=progress.over)
+
+
+def _kept(context: CommandContext) -> Iterator[tuple[Checkpoint, str]]:
+    index = AuditIndex()
+    for state in context.database.run(index.states):
+        after = -1
+        while page := context.database.run(partial(index.anchors, log=state.log, after=after, limit=_PAGE)):
+            after = page[-1].n
+            for each in page:
+                yield Checkpoint(each.log, each.n, strict_base64(each.root), rfc3339(each.t)), each.note
+
+
+def _anchor(checkpoint: Checkpoint, note: str) -> bytes:
+    told = {"t": checkpoint.t, "log": checkpoint.log, "n": checkpoint.size, "root": base64_text(checkpoint.root)}
+    return orjson.dumps({**told, "note": note}, option=orjson.OPT_APPEND_NEWLINE)

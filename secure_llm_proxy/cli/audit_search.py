@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import click
 
 from secure_llm_proxy.audit import (
     ClearRow,
-    RecordFilter,
+    GenesisBroken,
+    IndexDiffers,
+    Selection,
     flat_members,
-    log_bytes,
+    host_directory,
+    indexed_lines,
+    indexed_places,
+    is_indexable,
+    lines_at,
     newest_records,
+    read_genesis,
+    rows_of,
+    segments_of,
+    select,
+    size_of,
 )
+from secure_llm_proxy.audit.segments import SegmentFile
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.moments import MOMENT, check_order
-from secure_llm_proxy.cli.output import json_option, show_json, show_table
+from secure_llm_proxy.cli.output import json_option, show_json, show_table, warn
 from secure_llm_proxy.cli.progress import Progress
+from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.foundation.secret_values import pseudonym
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -67,14 +80,14 @@ def record_options(command: Command) -> Command:
     return command
 
 
-def filter_of(context: CommandContext, question: Question) -> RecordFilter:
+def filter_of(context: CommandContext, question: Question) -> Selection:
     """Names become identifiers, for which the database is asked; identifiers need none. Raises `OperatorError`."""
     check_order(question["since"], question["until"])
     for name, value in question.items():
         if isinstance(value, str) and not value.isprintable():
             # Bytes that are no UTF-8 come as lone surrogates, which are not printable either.
             raise click.UsageError(f"The value of --{name.removeprefix('record_')} is not readable text.")
-    return RecordFilter(
+    return Selection(
         since=question["since"],
         until=question["until"],
         user=_user_id(context, question["user"]),
@@ -119,12 +132,17 @@ def _pseudonym(context: CommandContext, person: str | None) -> str | None:
 @click.option(
     "--limit", type=click.IntRange(1, _LIMIT_MAX), default=100, show_default=True, help="How many, the newest."
 )
+@click.option("--scan", is_flag=True, help="Read the segments themselves, and do not ask the index in the database.")
 @json_option
 @pass_context
-def search(context: CommandContext, limit: int, *, as_json: bool, **question: Unpack[Question]) -> None:
-    """Find records by their readable members, newest last; bodies stay sealed. All that is asked must fit."""
+def search(context: CommandContext, limit: int, *, scan: bool, as_json: bool, **question: Unpack[Question]) -> None:
+    """Find records by their readable members, newest last; bodies stay sealed. All that is asked must fit.
+
+    The index in the database says where to look; what is shown is read from the segments, and compared. Without an index, and
+    for what it has not come to yet, the segments are read.
+    """
     wanted = filter_of(context, question)
-    found = _found_in_segments(context, wanted, limit)
+    found = _found(context, wanted, limit, scan=scan)
     if as_json:
         show_json([flat_members(row) for row in found])
         return
@@ -135,10 +153,53 @@ def search(context: CommandContext, limit: int, *, as_json: bool, **question: Un
     )
 
 
-def _found_in_segments(context: CommandContext, wanted: RecordFilter, limit: int) -> list[ClearRow]:
+def _found(context: CommandContext, wanted: Selection, limit: int, *, scan: bool) -> list[ClearRow]:
+    segments = segments_of(context.settings.audit)
+    indexed = 0 if scan or not is_indexable(wanted) else _indexed_lines(context)
+    if indexed:
+        try:
+            return _found_by_index(context, segments, wanted, limit, indexed)
+        except IndexDiffers:
+            warn(
+                "the index in the database is not what the log says; the segments were read instead. Run audit verify."
+            )
+    return _found_in_segments(segments, wanted, limit)
+
+
+def _indexed_lines(context: CommandContext) -> int:
+    """How many lines the index knows; 0 as well when there is no database to ask."""
+    try:
+        return context.database.run(lambda session: indexed_lines(session, _log_of(context)))
+    except (OperatorError, ProxyError):
+        return 0
+
+
+def _log_of(context: CommandContext) -> str:
     settings = context.settings.audit
-    with Progress("searching", log_bytes(settings.directory, host_id=settings.host_id)) as progress:
-        return newest_records(settings.directory, wanted, limit, host_id=settings.host_id, watch=progress.over)
+    try:
+        return read_genesis(host_directory(settings.directory, settings.host_id)).log
+    except (GenesisBroken, OSError) as error:
+        raise OperatorError(f"The log has no valid root of trust: {error}. Run `audit verify`.") from None
+
+
+def _found_by_index(
+    context: CommandContext, segments: Sequence[SegmentFile], wanted: Selection, limit: int, indexed: int
+) -> list[ClearRow]:
+    newest = _found_in_segments(segments, wanted, limit, begin=indexed)
+    rest = limit - len(newest)
+    if not rest:
+        return newest
+    log = _log_of(context)
+    places = context.database.run(lambda session: indexed_places(session, log, wanted, below=indexed, limit=rest))
+    older = list(rows_of(select(lines_at(segments, places), wanted)))
+    return older + newest
+
+
+def _found_in_segments(
+    segments: Sequence[SegmentFile], wanted: Selection, limit: int, *, begin: int = 0
+) -> list[ClearRow]:
+    with Progress("searching", size_of(segments)) as progress:
+        return newest_records(segments, wanted, limit, begin=begin, watch=progress.over)
 
 
 def _cells(row: ClearRow) -> tuple[object, ...]:

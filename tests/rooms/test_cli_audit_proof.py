@@ -14,6 +14,10 @@ from pathlib import Path
 import pytest
 
 from secure_llm_proxy.audit import SocketJournal, read_genesis
+from secure_llm_proxy.audit.index_shipping import IndexRebuilder
+from secure_llm_proxy.audit.segment_reader import SegmentReader
+from secure_llm_proxy.foundation.clock import SystemClock
+from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.settings import load_settings
 from secure_llm_proxy.vocabulary.audit import AuditEvent
 from tests.support.audit_log import event, wait_until
@@ -163,6 +167,20 @@ def test_checkpoints_kept_elsewhere_are_met_and_a_cut_off_log_shows(
     )
     proof = host.run("audit", "prove", record.id, "--lines", str(anchors[-1]["n"]))
     assert json.loads(proof.output)["checkpoint"] == anchors[-1]["note"]
+
+
+def test_the_checkpoints_that_the_database_keeps_are_those_of_the_log(host: Installation, record: AuditEvent) -> None:
+    settings = load_settings(host.environment)
+    database = Database(settings.database)
+    IndexRebuilder(database, SystemClock()).rebuild(SegmentReader(settings.audit), afresh=True)
+    database.close()
+
+    kept = host.run("audit", "anchors", "--from-database").output.splitlines()
+    last = host.run("audit", "anchors", "--from-database", "--last").output.splitlines()
+
+    assert kept
+    assert set(kept) <= set(host.run("audit", "anchors").output.splitlines())
+    assert last == kept[-1:]
 
 
 def test_a_person_at_a_terminal_sees_how_far_it_is(host: Installation, owner: str) -> None:

@@ -25,6 +25,7 @@ from secure_llm_proxy.audit import (
     initialise,
     log_lines,
     prove,
+    segments_in,
     stored_lines,
 )
 from secure_llm_proxy.audit.appender import Rhythm
@@ -58,12 +59,16 @@ def genesis(tmp_path_factory: pytest.TempPathFactory) -> Genesis:
 
 @pytest.fixture(scope="module")
 def proof(genesis: Genesis) -> bytes:
-    return prove(genesis.directory, "R0021")
+    return proof_of(genesis, "R0021")
 
 
 @pytest.fixture(scope="module")
 def other_proof(genesis: Genesis) -> bytes:
-    return prove(genesis.directory, "R0011")
+    return proof_of(genesis, "R0011")
+
+
+def proof_of(genesis: Genesis, identifier: str, *, lines_least: int = 0) -> bytes:
+    return prove(genesis.directory, segments_in(genesis.directory), identifier, lines_least=lines_least)
 
 
 def refused(document: bytes, genesis: Genesis) -> bool:
@@ -90,7 +95,7 @@ def test_every_record_of_a_log_is_proven_at_its_place(genesis: Genesis) -> None:
     records = {item.line.id: item for item in log_lines(genesis.directory) if isinstance(item.line, RecordLine)}
 
     for identifier, item in records.items():
-        proven = check_proof(prove(genesis.directory, identifier), genesis.owner_public_key)
+        proven = check_proof(proof_of(genesis, identifier), genesis.owner_public_key)
 
         assert item.line is not None
         assert (proven.log, proven.n, proven.raw, proven.line) == (genesis.log, item.line.n, item.raw, item.line)
@@ -100,7 +105,7 @@ def test_every_record_of_a_log_is_proven_at_its_place(genesis: Genesis) -> None:
 
 
 def test_a_proof_says_what_was_signed_when_and_by_whom(genesis: Genesis, proof: bytes) -> None:
-    lines = [parse_line(line.raw, FEATURES) for line in stored_lines(genesis.directory)]
+    lines = [parse_line(line.raw, FEATURES) for line in stored_lines(segments_in(genesis.directory))]
     proven = check_proof(proof, genesis.owner_public_key)
 
     (signed,) = [line for line in lines if isinstance(line, CheckpointLine) and line.n == proven.size]
@@ -112,9 +117,9 @@ def test_a_proof_says_what_was_signed_when_and_by_whom(genesis: Genesis, proof: 
 
 
 def test_a_record_is_proven_to_any_later_checkpoint(genesis: Genesis) -> None:
-    for checkpoint, _ in checkpoints(genesis.directory):
+    for checkpoint, _ in checkpoints(segments_in(genesis.directory)):
         if checkpoint.size > 4:
-            document = prove(genesis.directory, "R0001", lines_least=checkpoint.size)
+            document = proof_of(genesis, "R0001", lines_least=checkpoint.size)
 
             assert check_proof(document, genesis.owner_public_key).size == checkpoint.size
 
@@ -127,7 +132,7 @@ def test_a_log_that_was_begun_by_the_first_release_proves_its_old_lines(tmp_path
 
     for item in log_lines(genesis.directory):
         if isinstance(item.line, RecordLine) and item.line.id != "R0109":
-            document = prove(genesis.directory, item.line.id)
+            document = proof_of(genesis, item.line.id)
 
             assert check_proof(document, genesis.owner_public_key).raw == item.raw
 
@@ -141,8 +146,8 @@ def test_the_owners_restart_is_told(tmp_path: Path) -> None:
     log.restart(Ed25519PrivateKey.from_private_bytes(strict_base64(genesis.owner_private_key)))
     grow(genesis, range(4, 8))
 
-    before = check_proof(prove(genesis.directory, "R0002"), genesis.owner_public_key)
-    after = check_proof(prove(genesis.directory, "R0005"), genesis.owner_public_key)
+    before = check_proof(proof_of(genesis, "R0002"), genesis.owner_public_key)
+    after = check_proof(proof_of(genesis, "R0005"), genesis.owner_public_key)
 
     assert before.restarts == ()
     assert len(after.restarts) == 1
@@ -156,7 +161,9 @@ def test_making_one_looks_at_the_log_once_and_keeps_none_of_it(genesis: Genesis)
             seen.append(line.n)
             yield line
 
-    size = check_proof(prove(genesis.directory, "R0002", watch=watch), genesis.owner_public_key).size
+    size = check_proof(
+        prove(genesis.directory, segments_in(genesis.directory), "R0002", watch=watch), genesis.owner_public_key
+    ).size
 
     # No line twice, and none behind the checkpoint.
     assert seen == list(range(size + 1))
@@ -167,11 +174,11 @@ def test_making_one_looks_at_the_log_once_and_keeps_none_of_it(genesis: Genesis)
 
 def test_what_is_not_there_is_said(genesis: Genesis) -> None:
     with pytest.raises(NotFoundError, match="No record has that id"):
-        prove(genesis.directory, "R9999")
+        proof_of(genesis, "R9999")
     with pytest.raises(NotFoundError, match=r"of one record: R0001 \(llm.refused\), R0002"):
-        prove(genesis.directory, "exc_01KAHG0000000000000000TEST")
+        proof_of(genesis, "exc_01KAHG0000000000000000TEST")
     with pytest.raises(OperatorError, match="No checkpoint covers line"):
-        prove(genesis.directory, "R0001", lines_least=1 << 61)
+        proof_of(genesis, "R0001", lines_least=1 << 61)
 
 
 def test_a_record_that_is_not_signed_yet_waits(tmp_path: Path) -> None:
@@ -181,7 +188,7 @@ def test_a_record_that_is_not_signed_yet_waits(tmp_path: Path) -> None:
     log.commit([entry(1)])
 
     with pytest.raises(OperatorError, match="No checkpoint covers line 3 yet"):
-        prove(genesis.directory, "R0001")
+        proof_of(genesis, "R0001")
 
 
 @pytest.mark.parametrize("victim", ["R0018", "R0021"])
@@ -195,14 +202,14 @@ def test_an_altered_log_gives_no_proof(genesis: Genesis, tmp_path: Path, victim:
     )
 
     with pytest.raises(OperatorError, match="audit verify"):
-        prove(host, "R0021")
+        prove(host, segments_in(host), "R0021")
 
 
 # --- what is no proof -------------------------------------------------------------------------------------------------
 
 
 def test_a_proof_with_any_byte_altered_is_refused(genesis: Genesis) -> None:
-    proof = prove(genesis.directory, "R0003")
+    proof = proof_of(genesis, "R0003")
     dice = random.Random(5)
     taken = [
         (place, bit)
@@ -256,7 +263,7 @@ def test_members_of_another_record_log_or_owner_are_refused(
     foreign = initialise(audit_settings(tmp_path))
     for counters in (range(1, 14), range(14, 17), range(17, 30)):
         grow(foreign, counters)
-    foreign_proof = prove(foreign.directory, "R0021")
+    foreign_proof = proof_of(foreign, "R0021")
     assert not refused(foreign_proof, foreign)
 
     for strange in (other_proof, foreign_proof):
@@ -273,9 +280,11 @@ def test_members_of_another_record_log_or_owner_are_refused(
 
 def test_every_other_checkpoint_of_the_log_is_refused(genesis: Genesis, proof: bytes) -> None:
     own = orjson.loads(proof)["checkpoint"]
-    others = [note for _, note in checkpoints(genesis.directory) if note != own]
+    others = [note for _, note in checkpoints(segments_in(genesis.directory)) if note != own]
     before = [
-        note for checkpoint, note in checkpoints(genesis.directory) if checkpoint.size <= orjson.loads(proof)["n"]
+        note
+        for checkpoint, note in checkpoints(segments_in(genesis.directory))
+        if checkpoint.size <= orjson.loads(proof)["n"]
     ]
 
     assert len(before) > 3
@@ -311,7 +320,7 @@ def test_the_chain_of_keys_is_whole_or_refused(genesis: Genesis, proof: bytes) -
     rolls = orjson.loads(proof)["rolls"]
     later = [
         line.raw.decode()
-        for line in stored_lines(genesis.directory)
+        for line in stored_lines(segments_in(genesis.directory))
         if line.raw.startswith(b'{"k":"kr"') and line.raw.decode() not in rolls
     ]
     assert len(rolls) > 3
