@@ -8,6 +8,7 @@ writer never acknowledges what it did not sync, gives up a segment whose disk fa
 Source: C2SP XAES-256-GCM; RFC 9162 leaf hashes; Vault's fail-closed audit devices; PostgreSQL's lesson about fsync.
 """
 
+from secure_llm_proxy.audit.backup import Backup, BackupStanding, backup_of
 from secure_llm_proxy.audit.changes import Change, recorded
 from secure_llm_proxy.audit.exports import (
     ClearRow,
@@ -48,16 +49,20 @@ from secure_llm_proxy.audit.reading import (
     stored_lines,
 )
 from secure_llm_proxy.audit.restart import restart_log
+from secure_llm_proxy.audit.retention import Candidate, retention_of
 from secure_llm_proxy.audit.running_writer import running_writer, transient_writer
-from secure_llm_proxy.audit.segments import host_directory, segments_in
+from secure_llm_proxy.audit.segments import find_log, host_directory, segments_in
 from secure_llm_proxy.audit.selection import Selection, newest_records, rows_of, select
 from secure_llm_proxy.audit.signed_tree import read_anchors
 from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, VerificationReport, verify
 
 __all__ = [
     "AuditReader",
+    "Backup",
+    "BackupStanding",
     "BodyOpener",
     "Break",
+    "Candidate",
     "Change",
     "CheckpointRow",
     "ClearRow",
@@ -91,8 +96,10 @@ __all__ = [
     "StoredLine",
     "Tail",
     "VerificationReport",
+    "backup_of",
     "check_proof",
     "checkpoints",
+    "find_log",
     "find_records",
     "flat_members",
     "host_directory",
@@ -109,6 +116,7 @@ __all__ = [
     "read_genesis",
     "recorded",
     "restart_log",
+    "retention_of",
     "row_of_record",
     "row_writer",
     "rows_of",

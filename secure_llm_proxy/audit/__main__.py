@@ -13,15 +13,18 @@ import sys
 
 from secure_llm_proxy.audit.alarms import Alarms
 from secure_llm_proxy.audit.appender import Appender, Rhythm
+from secure_llm_proxy.audit.backup import backup_of
 from secure_llm_proxy.audit.blind_indexes import BlindIndexes
 from secure_llm_proxy.audit.epoch import EpochKeys
 from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, lock_log, read_genesis
 from secure_llm_proxy.audit.handover import settings_from_parent
+from secure_llm_proxy.audit.keeping import Keeper
 from secure_llm_proxy.audit.keystore import KeyStore
 from secure_llm_proxy.audit.reader_child import ReaderChild
+from secure_llm_proxy.audit.retention import retention_of
 from secure_llm_proxy.audit.room import Room
 from secure_llm_proxy.audit.seal import KeyRing
-from secure_llm_proxy.audit.segments import GENESIS_NAME
+from secure_llm_proxy.audit.second_directory import open_directories, refuse_a_vanished_log
 from secure_llm_proxy.audit.writer import StopRequest, Writer, listen, report
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings, SettingsError, load_audit_writer_settings
@@ -48,8 +51,7 @@ def main(arguments: list[str]) -> int:
 
 def _serve(settings: AuditSettings, parent: int | None) -> None:
     host = settings.directory / find_host_id(settings)
-    if not (host / GENESIS_NAME).is_file():
-        raise OperatorError(f"{host} holds no audit log yet; `manage.py audit init` begins one.")
+    refuse_a_vanished_log(settings, host)
     lock = lock_log(host)
     try:
         genesis = read_genesis(host)
@@ -63,10 +65,12 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     epoch = EpochKeys.of(settings)
     # Not before the epoch key shows that this is the right key-encryption key.
     key_store = KeyStore.open(settings.keys_directory, ring) if ring and epoch.check() else None
+    directories = open_directories(settings, genesis, report)
     appender = Appender(
         genesis,
         ring.current if ring else None,
         epoch,
+        second=directories.second,
         segment_bytes_max=settings.segment_bytes_max,
         segment_age_s=settings.segment_age_s,
         rhythm=Rhythm(
@@ -77,6 +81,13 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         ),
         report=report,
         key_store=key_store,
+    )
+    backup = backup_of(settings, directories)
+    keeper = Keeper(
+        report,
+        backup=backup,
+        interval_s=settings.backup_interval_s,
+        retention=retention_of(settings, directories, backup),
     )
     stop = StopRequest()
     appender.recover()
@@ -93,7 +104,7 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         reserve_bytes=settings.reserve_bytes,
         report=report,
     )
-    Writer(
+    writer = Writer(
         appender,
         listener,
         stop,
@@ -103,7 +114,12 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         parent=parent,
         reader=reader,
         indexes=indexes,
-    ).run()
+        keeper=keeper,
+    )
+    try:
+        writer.run()
+    finally:
+        keeper.stop()
     for path in (settings.socket, settings.read_address):
         path.unlink(missing_ok=True)
     listener.close()

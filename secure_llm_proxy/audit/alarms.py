@@ -24,6 +24,8 @@ class Subject(StrEnum):
     SINK = "sink"
     ANCHOR_FILE = "anchor_file"
     ANCHOR_SYSLOG = "anchor_syslog"
+    BACKUP = "backup"
+    RETENTION = "retention"
 
 
 @dataclass(slots=True)

@@ -60,11 +60,12 @@ from secure_llm_proxy.audit.notes import Checkpoint, sign_checkpoint
 from secure_llm_proxy.audit.seal import NONCE_BYTES, DataKey, KeyEncryptionKey
 from secure_llm_proxy.audit.segments import (
     LINK_NAME,
+    RETIRED_NAME,
+    LogDirectories,
     SegmentFile,
     SegmentState,
     is_temporary,
     raw_lines,
-    segments_in,
     started_of,
 )
 from secure_llm_proxy.foundation.errors import OperatorError
@@ -148,6 +149,7 @@ class _Open:
     before: TreeEdge
     grown: bool = False
     announced: set[str] = field(default_factory=set)
+    holds_records: bool = False
 
 
 @dataclass(slots=True)
@@ -177,6 +179,7 @@ class Appender:
         segment_age_s: float,
         report: Callable[..., None],
         rhythm: Rhythm | None = None,
+        second: Path | None = None,
         disk: Disk | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         on_checkpoint: Callable[[Checkpoint, str], None] | None = None,
@@ -196,7 +199,7 @@ class Appender:
         self._checkpoint_at_s = time.monotonic()
         self._roll_at_s = float("inf")
         self._genesis = genesis
-        self._directory = genesis.directory
+        self._directories = LogDirectories(genesis.directory, second)
         self._kek = kek
         self._key_store = key_store
         self._segment_bytes_max = segment_bytes_max
@@ -219,13 +222,21 @@ class Appender:
 
         Raises `OperatorError` when the last segment cannot be continued by this program, `OSError` when it can't be read.
         """
-        for entry in self._directory.iterdir():
-            if is_temporary(entry.name):
-                entry.unlink()
-        segments = segments_in(self._directory)
+        self._clear_away()
+        segments = self._directories.segments()
         if not segments:
+            if (self._directories.first / RETIRED_NAME).exists():
+                raise OperatorError(
+                    f"{self._directories.first} holds no segment, although some were retired: what came after them is "
+                    "missing. Restore it from a backup; do not begin anew."
+                )
             return
         last = segments[-1]
+        if [segment.number for segment in segments].count(last.number) > 1:
+            raise OperatorError(
+                f"There are two segments of the number {last.number}, so the log cannot be continued. "
+                "Run `manage.py audit verify`."
+            )
         # A segment that was set aside after a failed disk must not be synced again; its lines are the synced ones.
         poisoned = last.state is SegmentState.CRASHED
         read = self._read(last, segments)
@@ -241,6 +252,14 @@ class Appender:
                     self._disk.sync(descriptor)
             self._set_aside(last, SegmentState.CLOSED if read.whole and torn is None else SegmentState.CRASHED)
         self._previous = Previous(number=last.number, n=read.n, h=read.h, torn=torn)
+
+    def _clear_away(self) -> None:
+        """Files that never became part of the log. Where the disk refuses, they stay and mean nothing."""
+        left = [entry for place in self._directories.all for entry in place.iterdir() if is_temporary(entry.name)]
+        left += [segment.path for segment in self._directories.given_up()]
+        for path in left:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _read(self, file: SegmentFile, segments: Sequence[SegmentFile]) -> _Read:
         """Take the last segment's valid lines into account: carry, tree and epoch are those of its end."""
@@ -358,6 +377,11 @@ class Appender:
         return (self._previous.n + 1, self._previous.h) if self._previous else (0, bytes(32))
 
     @property
+    def holds_records(self) -> bool:
+        """Whether records stand in the open segment."""
+        return self._open is not None and self._open.holds_records
+
+    @property
     def due_s(self) -> float | None:
         """Seconds until the open segment, its checkpoint or the signing key want something; None while none is open."""
         segment = self._open
@@ -375,10 +399,24 @@ class Appender:
             return self._dirty_since_s + self._rhythm.dirty_s
         return self._checkpoint_at_s + self._rhythm.idle_s
 
-    def open_segment(self, connected: Collection[str] = ()) -> None:
-        """Afterwards a new segment takes lines; its first lines are on disk. Raises `OSError`, and then nothing is left."""
+    def open_segment(self, connected: Collection[str] = (), *, after_failure_in: Path | None = None) -> None:
+        """Afterwards a new segment takes lines; its first lines are on disk. Raises `OSError`, and then nothing is left.
+
+        It lies in the first directory that takes it; one whose disk has just failed is asked last.
+        """
         if self._tree.size != (self._previous.n + 1 if self._previous else 0):
             raise RuntimeError("the tree does not cover the log")
+        *others, last = sorted(self._directories.all, key=lambda place: place == after_failure_in)
+        for place in others:
+            try:
+                self._open_in(place, connected)
+            except OSError as error:
+                self._report("directory_failed", directory=str(place), error=error.strerror or str(error))
+            else:
+                return
+        self._open_in(last, connected)
+
+    def _open_in(self, directory: Path, connected: Collection[str]) -> None:
         previous = self._previous
         number, n = (previous.number + 1, previous.n + 1) if previous else (1, 0)
         t = self._time().decode()
@@ -421,7 +459,7 @@ class Appender:
                 )
             )
             leaves.append(leaf(lines[2]))
-        file = SegmentFile(self._directory, number, started_of(t), SegmentState.OPEN)
+        file = SegmentFile(directory, number, started_of(t), SegmentState.OPEN)
         content = b"".join(line + b"\n" for line in lines)
         descriptor = self._create(file, content)
         self._open = _Open(
@@ -442,14 +480,14 @@ class Appender:
 
     def _create(self, file: SegmentFile, content: bytes) -> int:
         """Under a temporary name until it is on disk, so that an `.open` file always has a whole first line."""
-        temporary = self._directory / f".{file.stem}.tmp"
+        temporary = file.directory / f".{file.stem}.tmp"
         temporary.unlink(missing_ok=True)
         descriptor = self._disk.create(temporary)
         try:
             self._write_all(descriptor, content)
             self._disk.sync(descriptor)
             temporary.rename(file.path)
-            self._sync_directory()
+            self._sync_directory(file.directory)
         except OSError:
             os.close(descriptor)
             for path in (temporary, file.path):
@@ -501,18 +539,22 @@ class Appender:
                 self._append_checkpoint(segment)
         except OSError as error:
             self._give_up(error)
-            self._reopen(connected)
+            self._reopen(connected, after_failure_in=segment.file.directory)
 
     def rotate(self, connected: Collection[str] = ()) -> None:
         """Close the open segment and open the next. Raises `LogUnavailable`."""
-        with contextlib.suppress(OSError):
-            # A failing disk has set the segment aside; the next one is opened either way.
-            self.close_segment("rotate")
-        self._reopen(connected)
-
-    def _reopen(self, connected: Collection[str]) -> None:
+        directory = self._opened().file.directory
         try:
-            self.open_segment(connected)
+            self.close_segment("rotate")
+        except OSError:
+            # A failing disk has set the segment aside; the next one is opened either way.
+            self._reopen(connected, after_failure_in=directory)
+        else:
+            self._reopen(connected)
+
+    def _reopen(self, connected: Collection[str], *, after_failure_in: Path | None = None) -> None:
+        try:
+            self.open_segment(connected, after_failure_in=after_failure_in)
         except OSError as error:
             raise LogUnavailable(str(error)) from None
 
@@ -618,7 +660,7 @@ class Appender:
             # Nobody was ever told that anything in here is durable: no trace is needed, and a full disk gets none.
             with contextlib.suppress(OSError):
                 segment.file.path.unlink()
-                self._sync_directory()
+                self._sync_directory(segment.file.directory)
             if not segment.file.path.exists():
                 self._tree = segment.before
                 return
@@ -642,7 +684,7 @@ class Appender:
         try:
             file.path.rename(renamed.path)
             renamed.path.chmod(0o440)
-            self._sync_directory()
+            self._sync_directory(file.directory)
         except OSError as error:
             self._report("rename_failed", segment=file.name, error=error.strerror or str(error))
         return renamed
@@ -658,9 +700,10 @@ class Appender:
         try:
             self._append(batch, keys)
         except OSError as error:
+            failed = self._opened().file.directory
             self._give_up(error)
             try:
-                self.open_segment(connected)
+                self.open_segment(connected, after_failure_in=failed)
                 self._append(batch, keys)
             except OSError as second:
                 if self._open is not None:
@@ -731,7 +774,7 @@ class Appender:
         segment.n, segment.h = n, h
         segment.size += len(content)
         segment.lines += len(leaves)
-        segment.grown = True
+        segment.grown = segment.holds_records = True
         segment.announced |= announced
         self._cover(leaves)
 
@@ -751,17 +794,14 @@ class Appender:
                 continue
             rest = rest[written:]
 
-    def _sync_directory(self) -> None:
-        with _descriptor(self._directory, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+    def _sync_directory(self, directory: Path) -> None:
+        with _descriptor(directory, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
             self._disk.sync(descriptor)
 
     def _point_links_at(self, file: SegmentFile) -> None:
-        """`audit.jsonl` here and one level up lead to the newest segment, for operators who grep."""
-        parent = self._directory.parent
-        for link, target in (
-            (self._directory / LINK_NAME, Path(file.name)),
-            (parent / LINK_NAME, Path(self._directory.name) / file.name),
-        ):
+        """`audit.jsonl` in each directory and one level up leads to the newest segment, for operators who grep."""
+        for link in [place / LINK_NAME for own in self._directories.all for place in (own, own.parent)]:
+            target = file.path.relative_to(link.parent) if file.path.is_relative_to(link.parent) else file.path
             temporary = link.with_name(f".{LINK_NAME}.tmp")
             try:
                 temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ log from any other that claims its name. The first epoch key's private half lies
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from secure_llm_proxy.audit.durable_files import write_durably
 from secure_llm_proxy.audit.epoch import EPOCH_KEY_NAME, EpochKeys
 from secure_llm_proxy.audit.format import FormatError, base64_text, strict_base64
-from secure_llm_proxy.audit.segments import GENESIS_NAME, LOCK_NAME, hosts_in, segments_in
+from secure_llm_proxy.audit.segments import GENESIS_NAME, LOCK_NAME, LogDirectories, hosts_in
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings
 
@@ -57,6 +58,9 @@ def find_host_id(settings: AuditSettings) -> str:
             raise OperatorError("AUDIT_HOST_ID may hold letters, digits, `.`, `_` and `-` only, at most 64 of them.")
         return settings.host_id
     hosts = hosts_in(settings.directory)
+    if not hosts and settings.fallback_directory:
+        # The first directory may be away.
+        hosts = hosts_in(settings.fallback_directory)
     if len(hosts) > 1:
         raise OperatorError(
             f"{settings.directory} holds the logs of several hosts ({', '.join(hosts)}); say which is ours with AUDIT_HOST_ID."
@@ -85,9 +89,10 @@ def initialise(settings: AuditSettings) -> Genesis:
                 return genesis
             for directory in (settings.directory, host):
                 directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-            if segments_in(host):
+            fallback = settings.fallback_directory
+            if LogDirectories(host, fallback and fallback / host.name).segments():
                 raise OperatorError(
-                    f"{path} is missing although there are segments beside it; restore it from a backup."
+                    f"{path} is missing although there are segments beside it, or in the second directory; restore it from a backup."
                 )
             return _make(settings, host)
     except OSError as error:
@@ -148,7 +153,13 @@ def lock_log(host: Path) -> int:
 
     Raises `OperatorError` when another process has it.
     """
-    descriptor = os.open(host / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(host / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in {errno.EROFS, errno.ENOSPC, errno.EDQUOT}:
+            raise
+        # Nothing new can be written here, but the log may go on in its second directory.
+        descriptor = os.open(host / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

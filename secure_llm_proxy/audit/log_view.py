@@ -29,13 +29,12 @@ from secure_llm_proxy.audit.format import (
     leaf,
     parse_line,
 )
-from secure_llm_proxy.audit.segments import SegmentFile, raw_lines, segments_in
+from secure_llm_proxy.audit.segments import LogDirectories, SegmentFile, raw_lines, second_of
 
 _MARK_BYTES = 256 << 10
 _SEGMENTS_KNOWN = 4_096
 _MARKED_SEGMENTS = 128
 _RESUMED = 256
-_LISTINGS_MAX = 3
 # The wall clock may have jumped while a segment was written; within this it is still found by time.
 CLOCK_SLACK_S = 2 * 86_400.0
 
@@ -118,7 +117,7 @@ class LogView:
     """`durable` tells what is on disk; None when nobody says, and then whole lines that continue each other count."""
 
     def __init__(self, directory: Path, durable: Callable[[], Durable | None]) -> None:
-        self._directory = directory
+        self._directories = LogDirectories(directory, second_of(directory))
         self._durable = durable
         self._lock = threading.Lock()
         self._known: OrderedDict[int, KnownSegment] = OrderedDict()
@@ -129,15 +128,8 @@ class LogView:
         return self._durable()
 
     def files(self) -> list[SegmentFile]:
-        """The segments, oldest first, each once. A directory that is read while a file gets its last name may tell both
-        names, or none.
-        """
-        by_number: dict[int, SegmentFile] = {}
-        for _ in range(_LISTINGS_MAX):
-            by_number = {file.number: file for file in segments_in(self._directory)}
-            if not by_number or max(by_number) - min(by_number) + 1 == len(by_number):
-                break
-        return list(by_number.values())
+        """The segments, oldest first, each once."""
+        return list({file.number: file for file in self._directories.segments()}.values())
 
     # --- finding the place --------------------------------------------------------------------------------------------
 

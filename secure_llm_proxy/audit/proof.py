@@ -46,6 +46,7 @@ from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, genesis_in
 from secure_llm_proxy.audit.merkle import SIZE_MAX, TreeEdge, inclusion_path_behind, root_from_path
 from secure_llm_proxy.audit.notes import Checkpoint, NoteBroken, read_checkpoint, verify_checkpoint
 from secure_llm_proxy.audit.reading import StoredLine, stored_lines, stored_lines_of
+from secure_llm_proxy.audit.retirement import retired_rolls
 from secure_llm_proxy.audit.segments import GENESIS_NAME, SegmentFile
 from secure_llm_proxy.foundation.errors import NotFoundError, OperatorError
 
@@ -242,7 +243,7 @@ def prove(
         genesis = genesis_in(content, host)
     except (OSError, GenesisBroken) as error:
         raise OperatorError(f"The log in {host} has no valid root of trust: {error}. Run `audit verify`.") from None
-    search = _Search(identifier, lines_least)
+    search = _Search(identifier, lines_least, retired_rolls(host, segments))
     search.read(watch(stored_lines(segments)))
     record, checkpoint = search.record, search.checkpoint
     if record is None:
@@ -281,10 +282,11 @@ def _damaged(error: Exception) -> OperatorError:
 class _Search:
     """Finds a record, the checkpoint that covers it, and the key rolls up to that."""
 
-    def __init__(self, identifier: str, lines_least: int) -> None:
+    def __init__(self, identifier: str, lines_least: int, rolls: Sequence[bytes] = ()) -> None:
+        """`rolls` are those of segments that are retired."""
         self.record: StoredLine | None = None
         self.checkpoint: CheckpointLine | None = None
-        self.rolls: list[bytes] = []
+        self.rolls = list(rolls)
         self._identifier = identifier
         self._needle = orjson.dumps(identifier)
         self._lines_least = lines_least

@@ -23,8 +23,9 @@ from secure_llm_proxy.audit.format import (
     parse_line,
 )
 from secure_llm_proxy.audit.keystore import KeyStore, KeyStoreUnavailable
+from secure_llm_proxy.audit.retirement import was_retired
 from secure_llm_proxy.audit.seal import DataKey, KeyRing, SealBroken
-from secure_llm_proxy.audit.segments import SegmentFile, SegmentState, host_directory, raw_lines, segments_in
+from secure_llm_proxy.audit.segments import SegmentFile, SegmentState, find_log, raw_lines
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings
 from secure_llm_proxy.vocabulary.events import AuditType
@@ -53,12 +54,21 @@ class Opened:
     problem: str | None = None
 
 
-def log_lines(directory: Path, *, host_id: str = "") -> Iterator[LogLine]:
-    """Every line of the log, oldest first; memory stays flat. Raises `OperatorError` when there is no log."""
-    segments = segments_in(host_directory(directory, host_id))
+def log_lines(directory: Path, *, host_id: str = "", also: Path | None = None) -> Iterator[LogLine]:
+    """Every line of the log, oldest first; memory stays flat. `also` is its second directory (AUDIT_FALLBACK_DIR).
+
+    Raises `OperatorError` when there is no log.
+    """
+    directories = find_log(directory, host_id, also)
+    segments = directories.segments()
     for position, segment in enumerate(segments):
         following = segments[position + 1] if position + 1 < len(segments) else None
-        yield from _lines_of(segment, _end_according_to(following))
+        try:
+            yield from _lines_of(segment, _end_according_to(following))
+        except FileNotFoundError:
+            # It was the log's oldest, and has gone since they were listed.
+            if not was_retired(directories.first, segment):
+                raise
 
 
 class StoredLine(NamedTuple):
@@ -75,7 +85,7 @@ class StoredLine(NamedTuple):
 
 def segments_of(settings: AuditSettings) -> list[SegmentFile]:
     """The segments of this host's log, in order. Raises `OperatorError` when there is no log."""
-    return segments_in(host_directory(settings.directory, settings.host_id))
+    return find_log(settings.directory, settings.host_id, settings.fallback_directory).segments()
 
 
 def stored_lines(segments: Sequence[SegmentFile]) -> Iterator[StoredLine]:
@@ -170,12 +180,12 @@ def _parsed(raw: bytes, features: tuple[str, ...]) -> Line | None:
         return None
 
 
-def find_records(directory: Path, identifier: str, *, host_id: str = "") -> list[LogLine]:
+def find_records(directory: Path, identifier: str, *, host_id: str = "", also: Path | None = None) -> list[LogLine]:
     """Every record whose own id, exchange id or start (`sid`) is `identifier`, with the parts of its body, in order."""
     needle = b'"%b"' % identifier.encode("ascii", "replace")
     return [
         found
-        for found in log_lines(directory, host_id=host_id)
+        for found in log_lines(directory, host_id=host_id, also=also)
         if needle in found.raw
         and isinstance(found.line, RecordLine)
         and identifier
@@ -284,14 +294,16 @@ class BodyOpener:
             raise OperatorError(str(error)) from None
 
 
-def open_records(directory: Path, identifier: str, keys: BodyOpener | str | None, *, host_id: str = "") -> list[Opened]:
+def open_records(
+    directory: Path, identifier: str, keys: BodyOpener | str | None, *, host_id: str = "", also: Path | None = None
+) -> list[Opened]:
     """The records of `find_records` with their bodies; a body that travelled in parts is joined to its record.
 
     `keys` is an opener, or the key-encryption key alone, which opens what no person's key has sealed. Raises
     `OperatorError` when that is no key at all; a key that does not fit shows as each record's `problem`.
     """
     opener = keys if isinstance(keys, BodyOpener) else BodyOpener(keys)
-    found = find_records(directory, identifier, host_id=host_id)
+    found = find_records(directory, identifier, host_id=host_id, also=also)
     opened = []
     keys_of: SegmentFile | None = None
     parts: dict[str, list[bytes]] = {}

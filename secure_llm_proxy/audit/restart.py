@@ -7,6 +7,7 @@ import os
 from secure_llm_proxy.audit.appender import Appender
 from secure_llm_proxy.audit.epoch import EpochKeys, keks_of
 from secure_llm_proxy.audit.genesis import Genesis, find_host_id, lock_log, owner_key_from, read_genesis
+from secure_llm_proxy.audit.second_directory import open_directories
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings
 
@@ -28,7 +29,8 @@ def restart_log(settings: AuditSettings, owner_key: str, *, force: bool = False)
             EpochKeys.of(settings),
             segment_bytes_max=settings.segment_bytes_max,
             segment_age_s=settings.segment_age_s,
-            report=lambda *_, **__: None,
+            report=_tell_nobody,
+            second=open_directories(settings, genesis, _tell_nobody).second,
         )
         log.recover()
         if not force and _has_its_key(log):
@@ -41,6 +43,10 @@ def restart_log(settings: AuditSettings, owner_key: str, *, force: bool = False)
     finally:
         os.close(lock)
     return genesis
+
+
+def _tell_nobody(_event: str, **_fields: object) -> None:
+    """The command tells its own end."""
 
 
 def _has_its_key(log: Appender) -> bool:

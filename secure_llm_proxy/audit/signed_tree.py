@@ -37,7 +37,7 @@ class SignedTree:
     def __init__(self, genesis: Genesis | None, anchors: Iterable[str]) -> None:
         self.tree = TreeEdge()
         self.epoch_public_key: bytes | None = strict_base64(genesis.epoch_public_key) if genesis else None
-        self.checkpoints = self.rolls = self.anchors_met = 0
+        self.checkpoints = self.rolls = self.anchors_met = self.anchors_passed = 0
         self._genesis = genesis
         self._before = TreeEdge()
         self._doubtful = False
@@ -129,6 +129,18 @@ class SignedTree:
             self.anchors_met += 1
             if checkpoint.root != root and not self._doubtful:
                 yield f"the log's first {checkpoint.size} lines are not those of the anchor of {checkpoint.t}"
+
+    def pass_over(self, size: int) -> Iterator[str]:
+        """Lines up to `size` are not there to be taken one by one; the tree stands where a checkpoint of theirs, or their end,
+        has it. Anchors of exactly this size are held to it; those before it can be held to nothing but their signature.
+        """
+        while self._anchors and self._anchors[-1][0].size <= size:
+            if self._anchors[-1][0].size == self.tree.size:
+                yield from self._meet_anchors()
+            else:
+                self.anchors_passed += 1
+                self._anchors.pop()
+        self._next_anchor = self._anchors[-1][0].size if self._anchors else -1
 
     def missing(self) -> Checkpoint | None:
         """The furthest anchor that this log does not reach: its tail is missing."""

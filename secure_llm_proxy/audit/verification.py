@@ -6,6 +6,7 @@ they cannot show: with no checkpoint kept elsewhere, nobody can prove that lines
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 from collections.abc import Callable, Iterable
@@ -38,17 +39,18 @@ from secure_llm_proxy.audit.format import (
 )
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, read_genesis
 from secure_llm_proxy.audit.reading import BodyLost, BodyOpener
+from secure_llm_proxy.audit.retirement import RetiredPrefix, was_retired
 from secure_llm_proxy.audit.seal import SealBroken
 from secure_llm_proxy.audit.segments import (
     GENESIS_NAME,
     LOCK_NAME,
+    RETIRED_NAME,
+    LogDirectories,
     SegmentFile,
     SegmentState,
-    host_directory,
+    find_log,
     raw_lines,
-    segments_in,
     started_of,
-    strangers_in,
 )
 from secure_llm_proxy.audit.signed_tree import SignedTree
 from secure_llm_proxy.vocabulary.events import AuditType, EndStatus
@@ -133,8 +135,9 @@ def verify(
     opener: BodyOpener | None = None,
     host_id: str = "",
     anchors: Iterable[str] = (),
+    also: Path | None = None,
 ) -> VerificationReport:
-    """Check the log in `directory` (a host's directory, or AUDIT_DIR with one host in it).
+    """Check the log in `directory` (a host's directory, or AUDIT_DIR with one host in it), and in its second one, `also`.
 
     `genesis_public_key` is the owner's, from where the operator keeps it; without it the log is only shown to be
     consistent with itself. `progress` is called with the bytes and lines checked so far. With `opener` every
@@ -143,7 +146,14 @@ def verify(
     or `kek` is no key.
     """
     opener = opener or (BodyOpener(kek) if kek else None)
-    return _Verification(host_directory(directory, host_id), genesis_public_key, progress, opener, anchors).run()
+    directories, notes = find_log(directory, host_id, also), list(anchors)
+    while True:
+        with contextlib.suppress(_RetiredMeanwhile):
+            return _Verification(directories, genesis_public_key, progress, opener, notes).run()
+
+
+class _RetiredMeanwhile(Exception):
+    """A segment went, as it may, before it was read: the log begins elsewhere now."""
 
 
 @dataclass(slots=True)
@@ -193,13 +203,14 @@ class _Lost:
 class _Verification:
     def __init__(
         self,
-        directory: Path,
+        directories: LogDirectories,
         owner: str | None,
         progress: Callable[[int, int], None] | None,
         opener: BodyOpener | None,
         anchors: Iterable[str],
     ) -> None:
-        self._directory = directory
+        self._directories = directories
+        self._directory = directories.first
         self._owner = owner
         self._progress = progress
         self._opener = opener
@@ -209,6 +220,9 @@ class _Verification:
         self._genesis: Genesis | None = None
         self._anchors = list(anchors)
         self._signed = SignedTree(None, ())
+        self._retired = RetiredPrefix(None)
+        # The last retired segment that is not there any more; 0: none is.
+        self._behind = 0
         self._findings: list[Finding] = []
         self._counts = dict.fromkeys(Severity, 0)
         self._place = _Place()
@@ -229,11 +243,18 @@ class _Verification:
         if self._signed.foreign_anchors:
             what = f"{self._signed.foreign_anchors} of the anchors are another log's"
             self._find(Severity.NOTE, GENESIS_NAME, 0, what)
-        segments = segments_in(self._directory)
-        for name in strangers_in(self._directory):
+        segments = self._directories.segments()
+        # After the segments were listed: of one that goes meanwhile there is a line already.
+        self._retired = RetiredPrefix(self._directory)
+        for name in self._directories.strangers():
             self._find(Severity.NOTE, name, 0, "is no file of the log")
-        if not segments and self._genesis:
+        for left in self._directories.given_up():
+            self._find(
+                Severity.NOTE, left.name, 0, "was begun and given up before it took a record; it is no part of the log"
+            )
+        if not segments and self._genesis and not self._retired.entries:
             self._find(Severity.NOTE, GENESIS_NAME, 0, "the log holds no segment yet")
+        self._begin_behind_retired(segments)
         for position, file in enumerate(segments):
             if self._stopped:
                 break
@@ -263,6 +284,35 @@ class _Verification:
         elif self._owner.strip() != self._genesis.owner_public_key:
             self._find(Severity.TAMPERED, GENESIS_NAME, 0, "is signed by another owner than the one given")
 
+    # --- what is retired ----------------------------------------------------------------------------------------------
+
+    def _begin_behind_retired(self, segments: list[SegmentFile]) -> None:
+        retired = self._retired
+        if retired.broken is not None:
+            self._find(Severity.TAMPERED, RETIRED_NAME, len(retired.entries) + 1, retired.broken)
+        gone = retired.before(segments[0].number) if segments else retired.entries
+        if not gone:
+            return
+        for line, what in retired.follow(self._signed, gone):
+            self._find(Severity.TAMPERED, RETIRED_NAME, line, what)
+        last = gone[-1]
+        self._place = _Place(number=last.number, n=last.last, h=last.h)
+        self._behind = last.number
+        self._find(Severity.NOTE, RETIRED_NAME, 0, f"{last.number} segments with {last.last + 1} lines are retired")
+        if self._signed.anchors_passed:
+            what = f"{self._signed.anchors_passed} anchors lie inside retired segments, and there is nothing to hold to them"
+            self._find(Severity.NOTE, RETIRED_NAME, 0, what)
+        if not segments:
+            self._find(Severity.INCOMPLETE, RETIRED_NAME, len(gone), "nothing is left of the log behind these segments")
+
+    def _check_still_there(self, file: SegmentFile) -> None:
+        """A segment that is present and listed as retired: its removal is under way, or this is a copy."""
+        if file.number > len(self._retired.entries):
+            return
+        entry = self._retired.entries[file.number - 1]
+        if (entry.last, entry.h) != (self._place.n, self._place.h):
+            self._find(Severity.TAMPERED, RETIRED_NAME, file.number, f"{file.name} is another segment than was retired")
+
     # --- segments -----------------------------------------------------------------------------------------------------
 
     def _check_segment(self, file: SegmentFile, following: SegmentFile | None) -> None:
@@ -273,6 +323,8 @@ class _Verification:
         try:
             stream = file.open()
         except OSError as error:
+            if was_retired(self._directories.first, file):
+                raise _RetiredMeanwhile from None
             self._find(Severity.UNDECIDABLE, file.name, 0, f"cannot be read: {error.strerror}")
             self._stopped = True
             return
@@ -282,6 +334,7 @@ class _Verification:
                 return
             self._check_tail(segment, stream, rest, bound, is_last=following is None)
         self._place.closed = segment.is_closed
+        self._check_still_there(file)
         if bound is not None:
             if bound.number != file.number:
                 self._tampered(segment, 0, "the next segment names another one as the one before it")
@@ -425,7 +478,10 @@ class _Verification:
         self._check_carry(segment, line.carry)
 
     def _check_carry(self, segment: _Segment, carried: CarriedState) -> None:
-        if not segment.broken and not self._counts[Severity.TAMPERED]:
+        if self._behind and segment.file.number == self._behind + 1:
+            # What the retired lines left open nobody can say any more; the carry is signed like every line.
+            pass
+        elif not segment.broken and not self._counts[Severity.TAMPERED]:
             # After a broken line the sum of what came before is unknown; one finding is enough.
             if carried.open != self._carry.open:
                 self._tampered(segment, 1, "the open exchanges that it carries are not those of the lines before it")
@@ -517,6 +573,8 @@ class _Verification:
             self._erased.update(str(line.clear.get("kids")).split(","))
         if line.counter <= self._carry.seen.get(line.worker, 0):
             self._tampered(segment, number, "the worker's counter does not grow: the record stands here twice")
+        if line.type == AuditType.SEGMENT_RETIRED:
+            self._say(segment, self._retired.at_record(line))
         self._check_exchange(segment, line)
         self._check_parts(segment, line)
         self._carry.apply_line(line)
@@ -545,13 +603,20 @@ class _Verification:
     def _check_parts(self, segment: _Segment, line: RecordLine) -> None:
         whole_of = line.clear.get("pt_of")
         if line.type == AuditType.LLM_PART and isinstance(whole_of, str):
-            _, count, last = self._parts.get(whole_of, (line.worker, 0, False))
-            if line.clear.get("seq") != count or last:
+            seq = line.clear.get("seq")
+            # The first parts may have gone with a retired segment.
+            begun = seq if self._behind and isinstance(seq, int) else 0
+            _, count, last = self._parts.get(whole_of, (line.worker, begun, False))
+            if seq != count or last:
                 self._find(Severity.INCOMPLETE, segment.file.name, segment.lines, "a part of a body is not in order")
             self._parts[whole_of] = (line.worker, count + 1, line.clear.get("last") is True)
         elif (expected := line.clear.get("parts")) is not None:
             _, count, last = self._parts.pop(line.id, (line.worker, 0, False))
-            if count != expected or not last:
+            if self._behind and not count:
+                self._find(
+                    Severity.NOTE, segment.file.name, segment.lines, "this record's body lies in retired segments"
+                )
+            elif count != expected or not last:
                 self._find(
                     Severity.INCOMPLETE, segment.file.name, segment.lines, "parts of this record's body are missing"
                 )
@@ -592,6 +657,10 @@ class _Verification:
 
     def _check_what_is_left(self, segments: list[SegmentFile]) -> None:
         self._tell_lost_keys()
+        unmatched = None if self._stopped else self._retired.unmatched(self._behind)
+        if unmatched is not None and segments:
+            what = f"no record says that segment {unmatched} was retired: it, and all before it, are missing"
+            self._find(Severity.TAMPERED, RETIRED_NAME, unmatched, what)
         furthest = None if self._stopped else self._signed.missing()
         if furthest is not None:
             where = segments[-1].name if segments else GENESIS_NAME
@@ -600,7 +669,7 @@ class _Verification:
         if not segments or self._stopped:
             return
         last = segments[-1].name
-        if segments_in(self._directory)[-1].number != segments[-1].number:
+        if self._directories.segments()[-1].number != segments[-1].number:
             # The log went on while it was read: the last segment known here was closed by a rotation.
             self._place.closed = False
         for start, (exchange, _) in self._carry.open.items():

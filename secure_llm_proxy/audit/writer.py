@@ -45,6 +45,7 @@ from secure_llm_proxy.audit.frames import (
     REFUSED,
     TAKEN_WITHOUT_ROOM,
 )
+from secure_llm_proxy.audit.keeping import Keeper
 from secure_llm_proxy.audit.keystore import KeyStoreUnavailable
 from secure_llm_proxy.audit.reader_child import ReaderChild
 from secure_llm_proxy.audit.room import Room
@@ -148,6 +149,7 @@ class Writer:
         parent: int | None = None,
         reader: ReaderChild | None = None,
         indexes: BlindIndexes | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._appender = appender
         self._reader = reader
@@ -158,6 +160,7 @@ class Writer:
         self._grace_s = orphan_grace_s
         self._indexes = indexes
         self._parent = parent
+        self._keeper = keeper
         self._epoll = select.epoll()
         self._connections: dict[int, _Connection] = {}
         self._by_worker: dict[str, _Connection] = {}
@@ -186,6 +189,9 @@ class Writer:
             self._epoll.register(self._parent, select.EPOLLIN)
         if self._reader is not None:
             self._reader.watch(self._epoll)
+        if self._keeper is not None:
+            self._epoll.register(self._keeper.errands.fileno(), select.EPOLLIN)
+            self._keeper.start()
         self._open()
         notify("READY=1")
         while not self._stop_request.made:
@@ -196,6 +202,8 @@ class Writer:
                     self._accept()
                 elif descriptor == self._parent:
                     self._hear_parent()
+                elif self._keeper is not None and descriptor == self._keeper.errands.fileno():
+                    self._keeper.errands.hear()
                 elif self._reader is None or not self._reader.hear(descriptor):
                     self._receive(descriptor)
             self._turn()
@@ -216,6 +224,7 @@ class Writer:
         try:
             self._write_arrived()
             self._write_orphans()
+            self._serve_keeper()
             self._record_alarms(self._alarms.due())
             self._keep_rhythm()
         except LogUnavailable as error:
@@ -519,6 +528,24 @@ class Writer:
         named = {"ty": kind.value, "ev": event.value} if event else {"ty": kind.value}
         metadata = orjson.dumps({**named, "id": identifier, "rid": exchange, **clear})
         return Entry(self._identity, self._counter, metadata, body, kind.value, identifier, exchange, start)
+
+    # --- what threads ask for -----------------------------------------------------------------------------------------
+
+    def _serve_keeper(self) -> None:
+        if self._keeper is not None:
+            self._keeper.errands.serve(self)
+            self._alarms.set(Subject.BACKUP, self._keeper.backup_trouble)
+            self._alarms.set(Subject.RETENTION, self._keeper.retention_trouble)
+
+    def close_records(self) -> None:
+        if self._appender.holds_records:
+            try:
+                self._appender.rotate(self._by_worker)
+            except LogUnavailable as error:
+                self._reopen_in_reserve(error)
+
+    def record(self, kind: AuditType, clear: Mapping[str, ClearValue]) -> None:
+        self._commit([self._own_entry(kind, "aud_" + ulid(), clear)])
 
     # --- when the disk is full or away, and the end -------------------------------------------------------------------
 

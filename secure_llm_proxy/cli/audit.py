@@ -14,18 +14,18 @@ from secure_llm_proxy.audit import (
     BodyOpener,
     Opened,
     VerificationReport,
-    host_directory,
+    find_log,
     initialise,
     open_records,
     read_anchors,
     restart_log,
-    segments_in,
     segments_of,
     size_of,
     stored_lines,
     verify,
 )
 from secure_llm_proxy.cli.audit_export import export
+from secure_llm_proxy.cli.audit_keeping import backup, retire
 from secure_llm_proxy.cli.audit_proof import anchors, check, prove_record
 from secure_llm_proxy.cli.audit_search import search
 from secure_llm_proxy.cli.context import CommandContext, pass_context
@@ -44,7 +44,7 @@ def audit() -> None:
     """The sealed audit log."""
 
 
-for command in (search, export, prove_record, check, anchors):
+for command in (search, export, prove_record, check, anchors, backup, retire):
     audit.add_command(command)
 
 
@@ -90,6 +90,11 @@ def restart(context: CommandContext, owner_key: TextIO, *, force: bool) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Checkpoints that were kept elsewhere, as `audit anchors` prints them: the log must begin with what they say.",
 )
+@click.option(
+    "--also",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The log's second directory; default AUDIT_FALLBACK_DIR when DIRECTORY is not given.",
+)
 @click.option("--content", is_flag=True, help="Also open every body; needs AUDIT_KEK.")
 @json_option
 @click.pass_obj
@@ -98,6 +103,7 @@ def verify_log(
     directory: Path | None,
     genesis: str | None,
     anchors_file: Path | None,
+    also: Path | None,
     *,
     content: bool,
     as_json: bool,
@@ -114,9 +120,17 @@ def verify_log(
     place = directory or context.settings.audit.directory
     host_id = "" if directory else context.settings.audit.host_id
     anchors = read_anchors(anchors_file) if anchors_file else []
-    with Progress("verifying", size_of(segments_in(host_directory(place, host_id)))) as progress:
+    if directory is None and also is None:
+        also = context.settings.audit.fallback_directory
+    with Progress("verifying", size_of(find_log(place, host_id, also).segments())) as progress:
         report = verify(
-            place, genesis_public_key=genesis, progress=progress.at, opener=opener, host_id=host_id, anchors=anchors
+            place,
+            genesis_public_key=genesis,
+            progress=progress.at,
+            opener=opener,
+            host_id=host_id,
+            anchors=anchors,
+            also=also,
         )
     if as_json:
         show_json(_report_values(report))
@@ -171,8 +185,9 @@ def _report_values(report: VerificationReport) -> dict[str, object]:
 @pass_context
 def cat(context: CommandContext) -> None:
     """Print every line of the log, oldest first, bodies sealed: made for grep and jq."""
+    settings = context.settings.audit
     with whole_file(Path(STANDARD_OUTPUT)) as out:
-        for line in stored_lines(segments_of(context.settings.audit)):
+        for line in stored_lines(segments_of(settings)):
             out.write(line.raw + b"\n")
 
 
@@ -188,7 +203,13 @@ def show(context: CommandContext, identifier: str, *, as_json: bool) -> None:
     if settings.kek is None and settings.encryption_enabled:
         raise OperatorError("Opening a record needs AUDIT_KEK; run this as a user who may read the audit writer's key.")
     record_reveal(context, identifier)
-    opened = open_records(settings.directory, identifier, BodyOpener.of(settings), host_id=settings.host_id)
+    opened = open_records(
+        settings.directory,
+        identifier,
+        BodyOpener.of(settings),
+        host_id=settings.host_id,
+        also=settings.fallback_directory,
+    )
     opened = [found for found in opened if found.record.type != AuditType.REVEAL]
     if not opened:
         raise OperatorError(f"No record has the id {as_cell(identifier)}.")

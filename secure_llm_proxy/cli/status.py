@@ -52,7 +52,8 @@ def show_status(context: CommandContext, *, as_json: bool) -> None:
 def show_events(context: CommandContext, limit: int, wanted: str | None, *, as_json: bool) -> None:
     """Print the newest events of the audit log; contents stay sealed."""
     found: deque[RecordLine] = deque(maxlen=limit)
-    for item in log_lines(context.settings.audit.directory, host_id=context.settings.audit.host_id):
+    settings = context.settings.audit
+    for item in log_lines(settings.directory, host_id=settings.host_id, also=settings.fallback_directory):
         record = item.line
         if isinstance(record, RecordLine) and record.event is not None and wanted in (None, record.event):
             found.append(record)

@@ -260,6 +260,7 @@ def _with_derived_defaults(settings: Settings, values: Mapping[str, str]) -> Set
             settings.audit.keys_directory if "AUDIT_KEYS_DIR" in values else instance / "audit-keys"
         ).absolute(),
         "socket": (settings.audit.socket if "AUDIT_SOCKET" in values else instance / "run" / "audit.sock").absolute(),
+        "fallback_directory": settings.audit.fallback_directory and settings.audit.fallback_directory.absolute(),
         "backup_directory": (settings.audit.backup_directory or instance / "audit-backup").absolute(),
         "backup_keys_directory": (settings.audit.backup_keys_directory or instance / "audit-keys-backup").absolute(),
     }

@@ -39,6 +39,7 @@ class AuditType(StrEnum):
     AUDIT_TROUBLE = "audit.trouble"
     AUTH_EVENT = "auth.event"
     SUBJECT_ERASED = "subject.erased"
+    SEGMENT_RETIRED = "segment.retired"
 
 
 class EndStatus(StrEnum):

@@ -112,6 +112,7 @@ def appender(
     on_checkpoint: Callable[[Checkpoint, str], None] | None = None,
     epoch_key: bool = True,
     key_store: KeyStore | None = None,
+    second: Path | None = None,
 ) -> Appender:
     """A log that has recovered and has no segment open yet; without `epoch_key`, one that can't sign."""
     key = KeyEncryptionKey.from_text(kek) if kek else None
@@ -122,6 +123,7 @@ def appender(
         segment_bytes_max=segment_bytes_max,
         segment_age_s=3600.0,
         report=reports or Reports(),
+        second=second,
         disk=disk,
         now_ns=now_ns,
         rhythm=rhythm,
@@ -150,14 +152,14 @@ def write_log(directory: Path, segments: Sequence[Sequence[Entry]] | None = None
 
 def check(settings: AuditSettings, *, kek: str | None = KEK) -> VerificationReport:
     opener = BodyOpener(kek, keys_directory=settings.keys_directory) if kek else None
-    return verify(settings.directory, genesis_public_key=None, opener=opener)
+    return verify(settings.directory, genesis_public_key=None, opener=opener, also=settings.fallback_directory)
 
 
-def records_in(directory: Path) -> list[RecordLine]:
-    return [item.line for item in log_lines(directory) if isinstance(item.line, RecordLine)]
+def records_in(directory: Path, *, also: Path | None = None) -> list[RecordLine]:
+    return [item.line for item in log_lines(directory, also=also) if isinstance(item.line, RecordLine)]
 
 
-def _as_environment(settings: AuditSettings) -> dict[str, str]:
+def environment_of(settings: AuditSettings) -> dict[str, str]:
     """Every setting of the section under its name; what is None is left out."""
     told = {}
     for described in settings_of(AuditSettings):
@@ -173,6 +175,8 @@ class WriterProcess:
     def __init__(self, settings: AuditSettings, log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.settings = settings
         self._environment = environment or {}
+        # What the writer is started by: a program that hands over to it, or nothing.
+        self.launcher: tuple[str, ...] = ()
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -186,12 +190,15 @@ class WriterProcess:
         environment = {
             "PATH": os.environ["PATH"],
             "ENV_FILE": os.devnull,
-            **_as_environment(self.settings),
+            **environment_of(self.settings),
             **self._environment,
         }
         with self._log.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "secure_llm_proxy.audit"], cwd=REPOSITORY, env=environment, stderr=stderr
+                [*self.launcher, sys.executable, "-m", "secure_llm_proxy.audit"],
+                cwd=REPOSITORY,
+                env=environment,
+                stderr=stderr,
             )
         process = self._process
         wait_until(lambda: listens(self.settings) or process.poll() is not None, self.said)
