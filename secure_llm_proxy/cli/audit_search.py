@@ -8,6 +8,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 
 import click
 
+from secure_llm_proxy.admission import parse_address
 from secure_llm_proxy.audit import (
     ClearRow,
     GenesisBroken,
@@ -26,13 +27,17 @@ from secure_llm_proxy.audit import (
     select,
     size_of,
 )
+from secure_llm_proxy.audit.blind_indexes import BlindIndexes
+from secure_llm_proxy.audit.keystore import KeyStore, KeyStoreUnavailable
+from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.audit.segments import SegmentFile
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.moments import MOMENT, check_order
-from secure_llm_proxy.cli.output import json_option, show_json, show_table, warn
+from secure_llm_proxy.cli.output import as_cell, json_option, show_json, show_table, warn
 from secure_llm_proxy.cli.progress import Progress
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.foundation.secret_values import pseudonym
+from secure_llm_proxy.vocabulary.audit import indexed_values
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,6 +61,9 @@ class Question(TypedDict):
     record_type: str | None
     decision: str | None
     status: str | None
+    address: str | None
+    agent: str | None
+    email: str | None
     request: str | None
 
 
@@ -73,6 +81,9 @@ def record_options(command: Command) -> Command:
         click.option("--type", "record_type", help="Type of record, e.g. llm.start."),
         click.option("--decision", help="allow or refuse."),
         click.option("--status", help="HTTP status, end of an exchange (complete, client_abort, …) or error code."),
+        click.option("--address", help="Requests and logins from this IP address; needs AUDIT_KEK, as the next two."),
+        click.option("--agent", help="Requests and logins with this User-Agent, word for word."),
+        click.option("--email", help="Logins and changes that concern this e-mail address."),
         click.option("--request", help="Id of an exchange or of one of its records: all that belongs to it."),
     )
     for option in reversed(options):
@@ -100,6 +111,7 @@ def filter_of(context: CommandContext, question: Question) -> Selection:
         decision=question["decision"],
         status=question["status"],
         request=question["request"],
+        **_blind_indexes(context, question["address"], question["agent"], question["email"]),
     )
 
 
@@ -125,6 +137,51 @@ def _pseudonym(context: CommandContext, person: str | None) -> str | None:
     if person is None or _PSEUDONYM.fullmatch(person):
         return person
     return pseudonym(context.person_key, person)
+
+
+class _Blind(TypedDict, total=False):
+    address: str
+    agent: str
+    email: str
+
+
+def _blind_indexes(context: CommandContext, address: str | None, agent: str | None, email: str | None) -> _Blind:
+    """What stands readable in records for these values. Whoever holds AUDIT_KEK can work it out, and nobody else."""
+    if address is None and agent is None and email is None:
+        return {}
+    if address is not None:
+        parsed = parse_address(address.strip())
+        if parsed is None:
+            raise click.UsageError(f"{as_cell(address[:64])} is no IP address.")
+        address = parsed.text
+    values = indexed_values(address=address, agent=agent, email=email)
+    indexes = BlindIndexes(_index_key(context))
+    blind: _Blind = {}
+    if "ipx" in values:
+        blind["address"] = indexes.of("ipx", values["ipx"])
+    if "uax" in values:
+        blind["agent"] = indexes.of("uax", values["uax"])
+    if "emx" in values:
+        blind["email"] = indexes.of("emx", values["emx"])
+    return blind
+
+
+def _index_key(context: CommandContext) -> bytes:
+    settings = context.audit_settings
+    ring = KeyRing.of(settings)
+    if ring is None:
+        raise OperatorError(
+            "Searching by address, agent or e-mail needs AUDIT_KEK; run this as a user who may read the audit writer's key."
+        )
+    store = KeyStore.open_to_read(settings.keys_directory, ring)
+    if store is None:
+        raise OperatorError(f"{settings.keys_directory} holds no key store, so no record can be found by these.")
+    try:
+        return store.index_key()
+    except KeyStoreUnavailable as error:
+        raise OperatorError(str(error)) from None
+    finally:
+        store.close()
 
 
 @click.command()
