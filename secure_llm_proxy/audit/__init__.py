@@ -10,6 +10,7 @@ Source: C2SP XAES-256-GCM; RFC 9162 leaf hashes; Vault's fail-closed audit devic
 
 from secure_llm_proxy.audit.backup import Backup, BackupStanding, backup_of
 from secure_llm_proxy.audit.changes import Change, recorded
+from secure_llm_proxy.audit.control import WriterControl
 from secure_llm_proxy.audit.exports import (
     ClearRow,
     ExportEnd,
@@ -20,7 +21,7 @@ from secure_llm_proxy.audit.exports import (
     row_writer,
 )
 from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLine, SegmentLine
-from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, initialise, read_genesis
+from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, find_host_id, initialise, read_genesis
 from secure_llm_proxy.audit.index_search import IndexDiffers, indexed_lines, indexed_places, is_indexable, lines_at
 from secure_llm_proxy.audit.journal import SocketJournal
 from secure_llm_proxy.audit.proof import ProofBroken, ProofNewer, Proven, check_proof, checkpoints, prove
@@ -47,10 +48,12 @@ from secure_llm_proxy.audit.reading import (
     segments_of,
     size_of,
     stored_lines,
+    system_keys_in,
 )
 from secure_llm_proxy.audit.restart import restart_log
 from secure_llm_proxy.audit.retention import Candidate, retention_of
 from secure_llm_proxy.audit.running_writer import running_writer, transient_writer
+from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.audit.segments import find_log, host_directory, segments_in
 from secure_llm_proxy.audit.selection import Selection, newest_records, rows_of, select
 from secure_llm_proxy.audit.signed_tree import read_anchors
@@ -75,6 +78,7 @@ __all__ = [
     "GenesisBroken",
     "IndexDiffers",
     "KeyLine",
+    "KeyRing",
     "LogLine",
     "NewerLine",
     "Opened",
@@ -96,9 +100,11 @@ __all__ = [
     "StoredLine",
     "Tail",
     "VerificationReport",
+    "WriterControl",
     "backup_of",
     "check_proof",
     "checkpoints",
+    "find_host_id",
     "find_log",
     "find_records",
     "flat_members",
@@ -126,6 +132,7 @@ __all__ = [
     "select",
     "size_of",
     "stored_lines",
+    "system_keys_in",
     "transient_writer",
     "verify",
 ]

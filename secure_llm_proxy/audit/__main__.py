@@ -15,10 +15,12 @@ from secure_llm_proxy.audit.alarms import Alarms
 from secure_llm_proxy.audit.appender import Appender, Rhythm
 from secure_llm_proxy.audit.backup import backup_of
 from secure_llm_proxy.audit.blind_indexes import BlindIndexes
+from secure_llm_proxy.audit.control import ControlDoor
 from secure_llm_proxy.audit.epoch import EpochKeys
 from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, lock_log, read_genesis
 from secure_llm_proxy.audit.handover import settings_from_parent
 from secure_llm_proxy.audit.keeping import Keeper
+from secure_llm_proxy.audit.key_care import KeyCare
 from secure_llm_proxy.audit.keystore import KeyStore
 from secure_llm_proxy.audit.reader_child import ReaderChild
 from secure_llm_proxy.audit.retention import retention_of
@@ -92,8 +94,10 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     stop = StopRequest()
     appender.recover()
     appender.take_epoch_key()
-    listener = listen(settings.socket)
+    control = ControlDoor(listen(settings.control_address, "AUDIT_CONTROL_SOCKET", mode=0o600), report)
     reader = ReaderChild(settings, listen(settings.read_address, "AUDIT_READ_SOCKET"), report)
+    # Last: who can reach this one finds the others.
+    listener = listen(settings.socket)
     gc.freeze()
     report("writer_started", log=genesis.log, pid=os.getpid())
     indexes = BlindIndexes(key_store.index_key()) if key_store else None
@@ -115,12 +119,14 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         reader=reader,
         indexes=indexes,
         keeper=keeper,
+        control=control,
+        key_care=KeyCare(key_store, ring, indexes),
     )
     try:
         writer.run()
     finally:
         keeper.stop()
-    for path in (settings.socket, settings.read_address):
+    for path in (settings.socket, settings.read_address, settings.control_address):
         path.unlink(missing_ok=True)
     listener.close()
     if key_store is not None:

@@ -541,6 +541,22 @@ class Appender:
             self._give_up(error)
             self._reopen(connected, after_failure_in=segment.file.directory)
 
+    @property
+    def last_n(self) -> int:
+        """Index of the last line that is synced in the open segment."""
+        return self._opened().n - 1
+
+    def checkpoint(self, connected: Collection[str] = ()) -> str:
+        """Sign every line so far; returns the note. Raises `LogUnavailable`."""
+        try:
+            self._append_checkpoint(self._opened())
+        except OSError as error:
+            self._give_up(error)
+            self._reopen(connected)
+            raise LogUnavailable(str(error)) from None
+        assert self.last_checkpoint is not None
+        return self.last_checkpoint[1]
+
     def rotate(self, connected: Collection[str] = ()) -> None:
         """Close the open segment and open the next. Raises `LogUnavailable`."""
         directory = self._opened().file.directory

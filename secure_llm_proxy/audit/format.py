@@ -277,7 +277,12 @@ def check_metadata(metadata: dict[str, Any]) -> dict[str, ClearValue]:
 def subject_in(clear: dict[str, ClearValue]) -> str | None:
     """The person by whose key a record with this metadata is sealed; None without a well-formed `sub`."""
     subject = clear.get("sub")
-    return subject if type(subject) is str and _SUBJECT.fullmatch(subject) else None
+    return subject if is_subject(subject) else None
+
+
+def is_subject(value: object) -> TypeGuard[str]:
+    """Whether it is a pseudonym: `s_` and 16 hexadecimal digits."""
+    return type(value) is str and _SUBJECT.fullmatch(value) is not None
 
 
 @lru_cache(maxsize=1024)

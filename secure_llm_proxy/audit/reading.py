@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from secure_llm_proxy.audit.format import (
+    FEATURES,
     EndLine,
     FormatError,
     KeyLine,
@@ -20,6 +21,8 @@ from secure_llm_proxy.audit.format import (
     NewerVersion,
     RecordLine,
     SegmentLine,
+    TreeLine,
+    base64_text,
     parse_line,
 )
 from secure_llm_proxy.audit.keystore import KeyStore, KeyStoreUnavailable
@@ -340,6 +343,36 @@ def opened_body(opener: BodyOpener, record: RecordLine) -> tuple[bytes | None, s
         return None, ERASED if lost.erased else "The key of this body is in no key store here."
     except SealBroken:
         return None, "The body cannot be opened with this key, or is not what was sealed."
+
+
+@dataclass(frozen=True, slots=True)
+class SystemKey:
+    """A segment's own key as its line names it: wrapped by the key-encryption key of the id `kek`; base64 as it stands."""
+
+    kid: str
+    wrapped: str
+    commitment: str
+    kek: str | None
+
+
+def system_keys_in(segments: Iterable[SegmentFile]) -> Iterator[SystemKey]:
+    """The system key of each segment; only the first lines are read."""
+    for file in segments:
+        kek_id = None
+        try:
+            stream = file.open()
+        except FileNotFoundError:
+            # Retired since they were listed.
+            continue
+        with stream:
+            for raw, whole in raw_lines(stream):
+                line = _parsed(raw, FEATURES) if whole else None
+                if isinstance(line, SegmentLine):
+                    kek_id = line.kek_id
+                elif isinstance(line, KeyLine) and line.wrapped is not None:
+                    yield SystemKey(line.kid, base64_text(line.wrapped), base64_text(line.commitment), kek_id)
+                if not isinstance(line, SegmentLine | TreeLine):
+                    break
 
 
 def _learn_keys(file: SegmentFile, opener: BodyOpener) -> None:

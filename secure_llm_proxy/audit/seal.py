@@ -131,6 +131,11 @@ class KeyRing:
         previous = settings.previous_keks
         return cls.from_texts(settings.kek.get_secret_value(), previous.get_secret_value() if previous else None)
 
+    @property
+    def ids(self) -> list[str]:
+        """The earlier ones first."""
+        return list(self._keys)
+
     def __contains__(self, kek_id: str) -> bool:
         return kek_id in self._keys
 

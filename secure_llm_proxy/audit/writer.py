@@ -28,6 +28,7 @@ from secure_llm_proxy.audit.appender import Appender, Entry, LogUnavailable
 from secure_llm_proxy.audit.blind_indexes import NAMES as INDEX_NAMES
 from secure_llm_proxy.audit.blind_indexes import BlindIndexes
 from secure_llm_proxy.audit.carry import OPEN_BYTES_MAX, entry_bytes
+from secure_llm_proxy.audit.control import ControlDoor
 from secure_llm_proxy.audit.format import (
     BODY_BYTES_MAX,
     METADATA_BYTES_MAX,
@@ -46,6 +47,7 @@ from secure_llm_proxy.audit.frames import (
     TAKEN_WITHOUT_ROOM,
 )
 from secure_llm_proxy.audit.keeping import Keeper
+from secure_llm_proxy.audit.key_care import KeyCare
 from secure_llm_proxy.audit.keystore import KeyStoreUnavailable
 from secure_llm_proxy.audit.reader_child import ReaderChild
 from secure_llm_proxy.audit.room import Room
@@ -150,6 +152,8 @@ class Writer:
         reader: ReaderChild | None = None,
         indexes: BlindIndexes | None = None,
         keeper: Keeper | None = None,
+        control: ControlDoor | None = None,
+        key_care: KeyCare | None = None,
     ) -> None:
         self._appender = appender
         self._reader = reader
@@ -159,6 +163,10 @@ class Writer:
         self._stop_request = stop
         self._grace_s = orphan_grace_s
         self._indexes = indexes
+        self._control = control
+        self._key_care = key_care
+        if control is not None and key_care is not None:
+            control.operations |= key_care.operations(self)
         self._parent = parent
         self._keeper = keeper
         self._epoll = select.epoll()
@@ -192,6 +200,8 @@ class Writer:
         if self._keeper is not None:
             self._epoll.register(self._keeper.errands.fileno(), select.EPOLLIN)
             self._keeper.start()
+        if self._control is not None:
+            self._control.watch(self._epoll)
         self._open()
         notify("READY=1")
         while not self._stop_request.made:
@@ -204,7 +214,9 @@ class Writer:
                     self._hear_parent()
                 elif self._keeper is not None and descriptor == self._keeper.errands.fileno():
                     self._keeper.errands.hear()
-                elif self._reader is None or not self._reader.hear(descriptor):
+                elif self._reader is not None and self._reader.hear(descriptor):
+                    continue
+                elif self._control is None or not self._control.hear(descriptor):
                     self._receive(descriptor)
             self._turn()
             self._tell_reader()
@@ -614,12 +626,45 @@ class Writer:
             report("log_back")
         self._alarms.set(Subject.LOG, None)
         self._retry_at_s = None
+        self._tell_erased()
         # Whoever has something open gets the whole grace to come (back).
         self._deadlines = {
             worker: time.monotonic() + self._grace_s
             for _, worker in self._appender.carry.open.values()
             if worker not in self._by_worker
         }
+
+    # --- what operators ask for ---------------------------------------------------------------------------------------
+
+    @property
+    def takes_records(self) -> bool:
+        return self._retry_at_s is None and self._appender.is_open
+
+    def record_own(self, kind: AuditType, exchange: str, clear: dict[str, ClearValue]) -> int:
+        """See `key_care.OwnLog`."""
+        if not self.takes_records:
+            raise LogUnavailable("it is away")
+        try:
+            self._commit([self._own_entry(kind, exchange, clear)])
+        except LogUnavailable as error:
+            self._fail_closed(error)
+            raise
+        return self._appender.last_n
+
+    def sign_now(self) -> str | None:
+        """See `key_care.OwnLog`."""
+        try:
+            return self._appender.checkpoint(self._by_worker)
+        except LogUnavailable as error:
+            if not self._appender.is_open:
+                self._fail_closed(error)
+            raise
+
+    def _tell_erased(self) -> None:
+        """Whose keys were destroyed just before the writer died, or the log was away."""
+        if self._key_care is not None:
+            with contextlib.suppress(LogUnavailable):
+                self._key_care.tell_erased(self)
 
     def _fail_closed(self, error: LogUnavailable) -> None:
         """No record can become durable: hang up on everybody without an acknowledgement, and try again."""
@@ -673,6 +718,8 @@ class Writer:
             report("stop_incomplete", error=str(error))
         if self._reader is not None:
             self._reader.stop()
+        if self._control is not None:
+            self._control.close()
 
 
 def _contents(whole: bytes) -> tuple[bytes, bytes, bytes]:
@@ -705,13 +752,13 @@ def _acknowledge_with_the_batch(connection: _Connection, counter: int) -> None:
         acks.append(counter)
 
 
-def listen(path: Path, setting: str = "AUDIT_SOCKET") -> socket.socket:
-    """A listening socket at `path`, mode 0660. Whoever calls holds the log's lock, so what lies there is stale."""
+def listen(path: Path, setting: str = "AUDIT_SOCKET", *, mode: int = 0o660) -> socket.socket:
+    """A listening socket at `path`. Whoever calls holds the log's lock, so what lies there is stale."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        previous = os.umask(0o117)
+        previous = os.umask(0o777 ^ mode)
         try:
             listener.bind(str(path))
         finally:

@@ -28,8 +28,9 @@ class Progress:
     The line is gone at the end of the block.
     """
 
-    def __init__(self, what: str, total_bytes: int) -> None:
+    def __init__(self, what: str, total_bytes: int, *, unit: str = "lines") -> None:
         self._what = what
+        self._unit = unit
         self._total = max(total_bytes, 1)
         self._shown = sys.stderr.isatty()
         self._started_s = self._next_s = time.monotonic()
@@ -53,7 +54,7 @@ class Progress:
         self._next_s = now + _EVERY_S
         rate = lines / max(now - self._started_s, 1e-9)
         percent = min(100.0, 100 * done_bytes / self._total)
-        line = f"{self._what}: {percent:3.0f} %, {lines:,} lines, {rate:,.0f} lines/s"
+        line = f"{self._what}: {percent:3.0f} %, {lines:,} {self._unit}, {rate:,.0f} {self._unit}/s"
         click.echo("\r" + line.ljust(self._width), err=True, nl=False)
         self._width = max(self._width, len(line))
 
