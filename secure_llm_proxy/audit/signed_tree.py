@@ -159,26 +159,29 @@ def read_anchors(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise OperatorError(f"The anchors in {path} cannot be read: {error}.") from None
     notes: list[str] = []
-    rest = text
+    lines = text.split("\n")
+    lines.reverse()
     number = 0
-    while rest.strip():
+    while lines:
         number += 1
-        first, _, following = rest.partition("\n")
+        first = lines.pop()
         if not first.strip():
-            rest = following
             continue
-        if first.startswith("{"):
-            note, rest = _note_in(first, path, number), following
-        else:
-            body, _, following = rest.partition("\n\n")
-            signature, _, rest = following.partition("\n")
-            note = f"{body}\n\n{signature}\n"
+        note = _note_in(first, path, number) if first.startswith("{") else _bare_note(first, lines)
         try:
             read_checkpoint(note)
         except NoteBroken as error:
             raise OperatorError(f"Anchor {number} in {path} is none: {error}.") from None
         notes.append(note)
     return notes
+
+
+def _bare_note(first: str, following: list[str]) -> str:
+    """A note from its first line on; takes its other lines, up to the signature behind the empty one, off the end of `following`."""
+    note = [first]
+    while following and note[-1]:
+        note.append(following.pop())
+    return "\n".join([*note, following.pop() if following else "", ""])
 
 
 def _note_in(line: str, path: Path, number: int) -> str:

@@ -473,6 +473,16 @@ def test_anchors_are_read_as_notes_as_lines_of_the_log_and_as_json(genesis: Gene
         assert read_anchors(path) == notes
 
 
+def test_a_week_of_anchors_is_read_in_one_pass(genesis: Genesis, tmp_path: Path) -> None:
+    _grow(genesis, range(1, 3))
+    note = _notes(genesis)[0]
+    path = tmp_path / "anchors"
+
+    for line in (note, orjson.dumps({"note": note}).decode() + "\n"):
+        path.write_text(line * 60_000)
+        assert len(read_anchors(path)) == 60_000
+
+
 @pytest.mark.parametrize("text", ["garbage", "{}", '{"note":1}', '{"note":"x"}', "a\nb\nc\n\n— d e\n"])
 def test_a_file_that_holds_something_else_than_anchors_is_one_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "anchors"
