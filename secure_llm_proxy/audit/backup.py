@@ -34,8 +34,8 @@ from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings
 
 KEY_STORE_NAME = "keys.db"
-_SNAPSHOT = re.compile(r"keys-(\d{8}T\d{6}Z)\.db")
-_SNAPSHOT_TIME = "%Y%m%dT%H%M%SZ"
+_SNAPSHOT = re.compile(r"keys-\d{8}T\d{6}\.\d{6}Z\.db")
+_SNAPSHOT_NAME = "keys-%Y%m%dT%H%M%S.%fZ.db"
 _SNAPSHOT_PATIENCE_S = 10.0
 _PIECE_BYTES = 1 << 20
 
@@ -240,15 +240,12 @@ class Backup:
         _make(self.keys_directory, 0o700)
         _clear_temporaries(self.keys_directory)
         there = snapshots_in(self.keys_directory)
-        name = f"keys-{self._clock.now():{_SNAPSHOT_TIME}}.db"
+        name = self._next_name(there[-1] if there else None)
         temporary = self.keys_directory / f".{name}.tmp"
         try:
             digest = _take_snapshot(self._key_store, temporary)
             if there and _digest_of(self.keys_directory / there[-1]) == digest:
                 name = there[-1]
-            elif name in there:
-                # Two within a second, or a clock that went back.
-                raise BackupFailed(f"{self.keys_directory / name} is there already; the next run makes another.")
             else:
                 temporary.rename(self.keys_directory / name)
                 sync_directory(self.keys_directory)
@@ -260,8 +257,15 @@ class Backup:
         self._drop_old_snapshots(keep=name)
         return name
 
+    def _next_name(self, newest: str | None) -> str:
+        """Behind every other in order of names, also with a clock that went back."""
+        now = self._clock.now()
+        if newest is not None:
+            now = max(now, datetime.strptime(newest, _SNAPSHOT_NAME).replace(tzinfo=UTC) + timedelta(microseconds=1))
+        return now.strftime(_SNAPSHOT_NAME)
+
     def _drop_old_snapshots(self, keep: str) -> None:
-        oldest = f"keys-{self._clock.now() - timedelta(days=self._keys_days):{_SNAPSHOT_TIME}}.db"
+        oldest = (self._clock.now() - timedelta(days=self._keys_days)).strftime(_SNAPSHOT_NAME)
         for name in snapshots_in(self.keys_directory)[:-1]:
             if name < oldest and name != keep:
                 (self.keys_directory / name).unlink()

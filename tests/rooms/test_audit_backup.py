@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from secure_llm_proxy.audit import RecordLine, SocketJournal, log_lines, verify
+from secure_llm_proxy.audit import RecordLine, SocketJournal, initialise, log_lines, restart_log, verify
+from secure_llm_proxy.audit.backup import snapshots_in
 from secure_llm_proxy.settings import AuditSettings
 from tests.support.audit_log import WriterProcess, audit_settings, check, event, records_in, wait_until, writer_process
 
@@ -139,3 +141,39 @@ def test_places_that_do_not_lie_apart_are_refused_at_the_start(settings: AuditSe
 
     with pytest.raises(AssertionError, match="neither inside the other"), writer_process(beside):
         pass
+
+
+def test_a_host_that_burnt_down_is_restored_from_both_places(
+    settings: AuditSettings, copies: Path, tmp_path: Path
+) -> None:
+    genesis = initialise(settings)
+    person = "s_0123456789abcdef"
+    with writer_process(settings) as writer:
+        journal = SocketJournal(settings)
+        journal.record(event(number=0, sub=person, body=b"what a person said"))
+        wait_until(lambda: recorded(copies) == [0], writer.said)
+        # The snapshot is taken after the segments; the first one was of the empty store.
+        snapshots = tmp_path / "keys-backup" / "host"
+        wait_until(lambda: len(snapshots_in(snapshots)) > 1, writer.said)
+        journal.close()
+        writer.kill()
+    copy_of_log = tmp_path / "rescued"
+    shutil.copytree(copies, copy_of_log)
+    shutil.rmtree(settings.directory)
+    shutil.rmtree(settings.keys_directory)
+
+    settings.keys_directory.mkdir()
+    shutil.copytree(copy_of_log, settings.directory / "host")
+    shutil.copy(snapshots / snapshots_in(snapshots)[-1], settings.keys_directory / "keys.db")
+    restart_log(settings, genesis.owner_private_key or "")
+    with writer_process(settings) as writer:
+        journal = SocketJournal(settings)
+        journal.record(event(number=1, sub=person))
+        journal.close()
+        assert writer.stop() == 0
+
+    report = check(settings)
+    assert report.ok, report.findings
+    assert report.bodies_opened == 2
+    assert any("the owner put a new epoch key in force" in finding.what for finding in report.findings)
+    assert recorded(settings.directory / "host") == [0, 1]

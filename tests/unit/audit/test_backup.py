@@ -225,7 +225,7 @@ def test_what_a_killed_run_left_behind_is_cleared_away(house: House) -> None:
     house.backup.run()
     half = house.copies / f".{house.segments()[0]}.tmp"
     half.write_bytes(b"half a segment")
-    snapshot = house.snapshots / ".keys-20261121T120000Z.db.tmp-journal"
+    snapshot = house.snapshots / ".keys-20261121T120000.000000Z.db.tmp-journal"
     snapshot.write_bytes(b"half a snapshot")
 
     done = house.backup.run()
@@ -256,10 +256,21 @@ def test_the_key_store_is_copied_only_when_it_has_changed(house: House) -> None:
 
     first, second = snapshots_in(house.snapshots)
     assert unchanged == [first]
-    assert (first, second) == ("keys-20261121T120000Z.db", "keys-20261123T120000Z.db")
+    assert (first, second) == ("keys-20261121T120000.000000Z.db", "keys-20261123T120000.000000Z.db")
     with contextlib.closing(sqlite3.connect(house.snapshots / second)) as copy:
         assert [kid for (kid,) in copy.execute("SELECT kid FROM subject_keys ORDER BY kid")] == ["s_1.aaaa", "s_2.bbbb"]
     assert sorted(path.name for path in house.snapshots.iterdir()) == [first, second]
+
+
+def test_a_clock_that_went_back_leaves_the_newest_snapshot_the_newest(house: House) -> None:
+    house.backup.run()
+    house.calendar.pass_days(-2)
+    house.store("INSERT INTO subject_keys VALUES ('s_2.bbbb', 'wrapped-key-of-two')")
+
+    done = house.backup.run()
+
+    assert snapshots_in(house.snapshots) == ["keys-20261121T120000.000000Z.db", "keys-20261121T120000.000001Z.db"]
+    assert done.snapshot == "keys-20261121T120000.000001Z.db"
 
 
 def test_who_is_erased_is_gone_from_the_snapshots_after_their_days(house: House) -> None:
