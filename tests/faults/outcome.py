@@ -77,6 +77,8 @@ def judge_log(outcome: Outcome, settings: AuditSettings, ledger: Iterable[str], 
     outcome.count("segments", report.segments)
     outcome.count("crashed_segments", len(list(directory.glob("*.crashed.jsonl"))))
     outcome.count("torn_tails", len(torn))
+    outcome.count("checkpoints", report.checkpoints)
+    outcome.count("key_rolls", report.key_rolls)
     outcome.bar(met=not lost, otherwise=f"{len(lost)} acknowledged records are lost: {lost[:_SHOWN]}")
     outcome.bar(met=not doubled, otherwise=f"{len(doubled)} records stand in the log twice: {doubled[:_SHOWN]}")
     outcome.bar(met=not endless, otherwise=f"{len(endless)} exchanges have no end: {endless[:_SHOWN]}")
@@ -120,8 +122,9 @@ def chained_lines(directory: Path, outcome: Outcome) -> Iterator[dict[str, objec
 
 
 def fault_settings(folder: Path, **more: object) -> AuditSettings:
-    """A log in `folder` whose writer closes dead workers' exchanges quickly."""
-    return audit_settings(folder, **({"orphan_grace_s": 0.5} | more))
+    """A log in `folder` whose writer closes dead workers' exchanges quickly, and signs and rolls its key all the time."""
+    hasty = {"orphan_grace_s": 0.5, "checkpoint_lines": 40, "checkpoint_s": 0.2, "heartbeat_s": 0.5, "epoch_s": 0.4}
+    return audit_settings(folder, **(hasty | more))
 
 
 def end_workers(outcome: Outcome, workers: Workers) -> None:
