@@ -174,6 +174,7 @@ class Facts:
         self.changes_failed = Sightings()
         self.results_without_intent = 0
         self.refusals = Sightings()
+        self.requests_refused = 0
         self.logins = Sightings()
         self.logins_by_password_alone = Sightings()
         self.credential_changes = Sightings()
@@ -281,6 +282,7 @@ class Facts:
         self.statuses.add(clear.get("http"))
         if row.type == AuditType.REFUSED:
             self.refusals.add(row)
+            self.requests_refused += 1
             self.users.add(clear.get("usr"))
             self.keys.add(clear.get("ak"))
             return

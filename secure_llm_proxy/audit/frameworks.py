@@ -101,8 +101,8 @@ def _all_of(seen: Sightings, without: Sightings, whole: bool, what: str, lacking
     if not seen.count:
         return Fact(Standing.UNKNOWN, f"The period holds no {what}.")
     if not whole:
-        return Fact(Standing.UNKNOWN, f"{seen.count} {what} are well, but not every record was looked at.")
-    return Fact(Standing.MET, f"{seen.count} {what}, none without.", tuple(seen.evidence))
+        return Fact(Standing.UNKNOWN, f"{seen.count} {what} were seen, but not every record was looked at.")
+    return Fact(Standing.MET, f"{seen.count} {what}" + (", none without." if lacking else "."), tuple(seen.evidence))
 
 
 def _identified(facts: Facts, around: Circumstances) -> Fact:
@@ -131,7 +131,7 @@ def _looks_recorded(facts: Facts, around: Circumstances) -> Fact:
     evidence = (*([around.look] if around.look else []), *facts.looks.evidence)[:EVIDENCE_MAX]
     if around.look is None:
         return Fact(Standing.UNKNOWN, "This look into the log has no record.", evidence)
-    told = f"This look is on record, as {facts.looks.count} others of the period."
+    told = f"This look is on record, and {facts.looks.count} others of the period are."
     return Fact(Standing.MET, told, evidence)
 
 
@@ -166,10 +166,13 @@ def _intact(_facts: Facts, around: Circumstances) -> Fact:
         return Fact(Standing.NOT_MET, told, samples.failed)
     if not samples.checked:
         return Fact(Standing.UNKNOWN, "No record was verified.")
-    told = f"{samples.checked} records were verified, {samples.signed} under a signed checkpoint"
+    told = f"{samples.checked} records were verified from their bytes, {samples.signed} under a signed checkpoint"
     if samples.signed < samples.checked or samples.undecided:
         return Fact(Standing.UNKNOWN, told + "; the rest is not decided.", samples.ids)
-    return Fact(Standing.MET, told + ". `manage.py audit verify` checks all of them.", samples.ids)
+    if not around.whole:
+        return Fact(Standing.UNKNOWN, told + ", but not every record was looked at.", samples.ids)
+    told += "; every other one was read in its place in the hash chain"
+    return Fact(Standing.MET, told + ". `manage.py audit verify` checks them all.", samples.ids)
 
 
 def _in_order(facts: Facts, around: Circumstances) -> Fact:

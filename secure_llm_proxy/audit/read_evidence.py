@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from secure_llm_proxy.audit.evidence import Damage, Damaged, Heartbeat, LogState, SourceLine
 from secure_llm_proxy.audit.exports import ClearRow
@@ -77,8 +77,33 @@ class ReadEvidence:
     def state(self) -> LogState:
         told = self._reader.state()
         oldest = self._reader.search(Search(), limit=1, order="oldest").rows
-        log = told.get("log")
-        return LogState(log=log if isinstance(log, str) else None, oldest_t=oldest[0].t if oldest else None)
+        log, writer = told.get("log"), told.get("writer")
+        said: Mapping[str, object] = writer if isinstance(writer, dict) else {}
+        return LogState(
+            log=log if isinstance(log, str) else None,
+            oldest_t=oldest[0].t if oldest else None,
+            off_host=_off_host(said.get("anchors")),
+            backed_up=_backed_up(said.get("backup")),
+        )
+
+
+def _off_host(anchors: object) -> bool | None:
+    """Whether a checkpoint has reached a place on another host; None: the writer does not tell."""
+    if not isinstance(anchors, dict):
+        return None
+    told = [each for each in anchors.values() if isinstance(each, dict)]
+    return any(each.get("leaves_host") is True and each.get("n") is not None for each in told)
+
+
+def _backed_up(backup: object) -> bool | None:
+    """Whether the last backup was good; None: the writer does not tell, or none was made yet."""
+    if not isinstance(backup, dict) or "enabled" not in backup:
+        return None
+    if not backup["enabled"]:
+        return False
+    if backup.get("troubles"):
+        return False
+    return True if backup.get("last_good") else None
 
 
 def clear_row(row: Row) -> ClearRow:

@@ -96,6 +96,7 @@ class _Pass:
     notice: str | None = None
     damage: list[Damage] | None = None
     sampled: list[str] | None = None
+    totals: Mapping[str, object] | None = None
 
 
 def make_report(
@@ -107,10 +108,15 @@ def make_report(
     look: str | None,
     now: datetime,
     monotonic_s: Callable[[], float],
+    totals: Callable[[str | None], Mapping[str, object]] | None = None,
 ) -> dict[str, object]:
-    """The report as plain JSON values. `look` is the id of the record of this look. Raises `Unavailable`."""
+    """The report as plain JSON values. `look` is the id of the record of this look; `totals` counts the whole period of a log
+    elsewhere, and is asked when not all of it could be read. Raises `Unavailable`.
+    """
     seen = _pass_over(source, wanted, monotonic_s)
     state = source.state()
+    if not seen.whole and totals is not None:
+        seen.totals = totals(state.log)
     samples = _verify_samples(source, seen.sampled or [], now, monotonic_s)
     oldest = datetime.fromisoformat(state.oldest_t) if state.oldest_t else None
     around = Circumstances(
@@ -261,7 +267,7 @@ class _Sections:
             "audit_scope": f"Records of the log {self.state.log or UNKNOWN} in the period.",
             "audit_methodology": (
                 "Computed from the readable members of the records; a sample of them was verified from their bytes. "
-                "No content was opened."
+                "No content was opened. What happened beside the log, the log can't show."
             ),
             "audit_evidence_type": "Sealed, hash-chained records with signed checkpoints (format version 1).",
             "audit_retention_policy": "everything is kept" if days is None else f"{days} days",
@@ -273,11 +279,12 @@ class _Sections:
         standings = [each.fact.standing for found in results.values() for each in found]
         decisive = worst_of([self.measured[name].standing for name in DECISIVE])
         return {
-            "total_requests": self.facts.exchanges.count + self.facts.refusals.count,
+            "total_requests": self.facts.exchanges.count + self.facts.requests_refused,
             "security_events": self.facts.security_events,
             "compliance_violations": self.facts.violations.count,
             "overall_risk_level": self._overall_risk(),
             "compliance_score": score_of(standings),
+            "compliance_score_basis": _basis(standings),
             "compliance_status": worst_of(standings),
             "controls": _counted(standings),
             "audit_confidence": {Standing.MET: "HIGH", Standing.NOT_MET: "LOW"}.get(decisive, UNKNOWN),
@@ -295,7 +302,8 @@ class _Sections:
         return {
             "records": facts.records,
             "requests_begun": facts.exchanges.count,
-            "requests_refused": facts.refusals.count,
+            "requests_refused": facts.requests_refused,
+            "refusals_and_failed_logins": facts.refusals.count,
             "tokens_in": facts.tokens_in,
             "tokens_out": facts.tokens_out,
             "by_type": facts.types.told(),
@@ -308,6 +316,7 @@ class _Sections:
             "by_api_key": facts.keys.told(),
             "by_model": facts.models.told(),
             "changes_by": facts.doers.told(),
+            "whole_period": self.seen.totals,
         }
 
     def _risks(self) -> dict[str, object]:
@@ -341,6 +350,7 @@ class _Sections:
             "name": framework.name,
             "status": worst_of(standings),
             "score": score_of(standings),
+            "score_basis": _basis(standings),
             "controls": _counted(standings),
             "key_controls": [_told_control(each) for each in results],
             "gaps": [f"{each.control.id} ({each.fact.standing}): {each.fact.why}" for each in open_ones],
@@ -499,6 +509,11 @@ def _told_finding(finding: Finding) -> dict[str, object]:
         "last": finding.last,
         "evidence": list(finding.evidence),
     }
+
+
+def _basis(standings: list[Standing]) -> str:
+    decided = [standing for standing in standings if standing is not Standing.UNKNOWN]
+    return f"{decided.count(Standing.MET)} met of {len(decided)} that could be decided, of {len(standings)} controls"
 
 
 def _counted(standings: list[Standing]) -> dict[str, int]:

@@ -12,7 +12,7 @@ import pytest
 from secure_llm_proxy.audit import AuditReader, SocketJournal
 from secure_llm_proxy.audit.evidence import Damage, Damaged, Heartbeat
 from secure_llm_proxy.audit.exports import ClearRow
-from secure_llm_proxy.audit.read_evidence import ReadEvidence
+from secure_llm_proxy.audit.read_evidence import ReadEvidence, _backed_up, _off_host
 from secure_llm_proxy.audit.report import Configured, Wanted, make_report
 from secure_llm_proxy.audit.validation import Result, Status, validate
 from secure_llm_proxy.foundation.clock import rfc3339
@@ -170,3 +170,32 @@ def test_the_state_tells_the_log_and_the_time_of_its_oldest_record(
     assert state.log == "slp.default/host"
     assert state.oldest_t is not None
     assert before <= state.oldest_t
+
+
+@pytest.mark.parametrize(
+    ("told", "off_host", "backed_up"),
+    [
+        ({}, None, None),
+        ({"anchors": {}, "backup": {}}, False, None),
+        ({"anchors": {"file": {"n": 9, "leaves_host": False}}, "backup": {"enabled": False}}, False, False),
+        (
+            {"anchors": {"syslog": {"n": None, "leaves_host": True}}, "backup": {"enabled": True, "last_good": None}},
+            False,
+            None,
+        ),
+        (
+            {
+                "anchors": {"syslog": {"n": 9, "leaves_host": True}},
+                "backup": {"enabled": True, "last_good": "t", "troubles": []},
+            },
+            True,
+            True,
+        ),
+        ({"anchors": 7, "backup": {"enabled": True, "last_good": "t", "troubles": ["no room"]}}, None, False),
+    ],
+)
+def test_what_the_writer_says_of_anchors_and_backups_is_taken_and_what_it_does_not_say_is_unknown(
+    told: dict[str, object], off_host: object, backed_up: object
+) -> None:
+    assert _off_host(told.get("anchors")) is off_host
+    assert _backed_up(told.get("backup")) is backed_up

@@ -11,10 +11,14 @@ from typing import Any
 
 import orjson
 import pytest
+from sqlalchemy import insert
 from werkzeug.test import TestResponse
 
 from secure_llm_proxy.audit.evidence import Damage, SourceLine
 from secure_llm_proxy.audit.exports import ClearRow
+from secure_llm_proxy.audit.index_rows import index_values
+from secure_llm_proxy.audit.models import AuditIndexRow
+from secure_llm_proxy.audit.read_client import Place, Row
 from secure_llm_proxy.foundation.clock import rfc3339
 from secure_llm_proxy.foundation.errors import Unavailable
 from secure_llm_proxy.identity import Role
@@ -404,6 +408,41 @@ def test_a_report_tells_no_pass_of_an_empty_log(auditor: ManagementClient) -> No
 
     assert report["executive_summary"]["compliance_status"] != "met"
     assert report["report_period"]["first_record"] is None
+
+
+def test_a_report_that_could_not_see_all_counts_the_whole_period_in_the_index(
+    management: ManagementRoom, evidence: RowEvidence, auditor: ManagementClient
+) -> None:
+    evidence.given = [row(management, 1), Damage(1, 2, "the line does not continue the one before it")]
+    indexed = [
+        index_values(
+            "slp.test/host", Row(Place(n, 1, 0, 9, "aGFzaA=="), t, kind, None, f"R{n}", "exc_1", None, {"usr": "usr_1"})
+        )
+        for n, kind in enumerate(("llm.start", "llm.end", "llm.end"))
+        if (t := rfc3339(management.room.clock.now() - timedelta(hours=1)))
+    ]
+    management.room.database.run(
+        lambda session: session.execute(insert(AuditIndexRow), [_columns(values) for values in indexed])
+    )
+
+    report = told(auditor.ask("GET", "/audit/report"))
+    evidence.given.pop()
+    whole = told(auditor.ask("GET", "/audit/report"))
+
+    assert report["report_period"]["complete"] is False
+    counted = report["activity"]["whole_period"]
+    assert "proves nothing" in counted["source"]
+    assert (counted["records"], counted["by_type"], counted["by_user"]) == (
+        3,
+        {"llm.end": 2, "llm.start": 1},
+        {"usr_1": 3},
+    )
+    assert whole["activity"]["whole_period"] is None
+
+
+def _columns(values: dict[str, object]) -> dict[str, object]:
+    names = {"off": "offset", "len": "length"}
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def test_a_record_is_validated_from_its_bytes(tmp_path: Path) -> None:

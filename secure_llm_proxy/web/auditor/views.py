@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import gevent
@@ -19,6 +20,8 @@ from gevent.lock import BoundedSemaphore
 
 from secure_llm_proxy.audit.evidence import Damage, Evidence, Heartbeat
 from secure_llm_proxy.audit.exports import ClearRow, ExportEnd, ExportFormat, RowWriter, flat_members, row_writer
+from secure_llm_proxy.audit.index import AuditIndex
+from secure_llm_proxy.audit.index_totals import totals_of
 from secure_llm_proxy.audit.report import Configured, Wanted, make_report
 from secure_llm_proxy.audit.validation import Check, Validation, controls_of, validate
 from secure_llm_proxy.foundation.clock import rfc3339
@@ -105,6 +108,7 @@ def make_auditor_doors(configured: Configured) -> Blueprint:
                     look=look.record_id,
                     now=now,
                     monotonic_s=house.clock.monotonic_s,
+                    totals=partial(_totals, house, wanted),
                 )
         finally:
             turns.release()
@@ -169,6 +173,14 @@ def _clear_of(wanted: Wanted) -> dict[str, ClearValue]:
         "framework": ",".join(wanted.frameworks) or "all",
         "risk_level": ",".join(risk.value for risk in wanted.risks) or "all",
     }
+
+
+def _totals(house: ManagementHouse, wanted: Wanted, of_log: str | None) -> dict[str, object]:
+    try:
+        return house.database.run(lambda session: totals_of(session, AuditIndex(), wanted.since, wanted.until, of_log))
+    except ProxyError as error:
+        # The report is the log's; it does without.
+        return {"source": f"the index in the database, which can't be asked now ({error.code.value})"}
 
 
 def _retention(configured: Configured) -> str:

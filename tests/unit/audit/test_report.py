@@ -172,7 +172,8 @@ def test_counts_are_those_of_the_rows() -> None:
     assert told["activity"]["by_user"] == {"usr_1": 4, "usr_2": 1}
     assert told["activity"]["by_model"] == {"demo": 4}
     assert (told["activity"]["tokens_in"], told["activity"]["tokens_out"]) == (9, 20)
-    assert told["executive_summary"]["total_requests"] == 6
+    assert told["executive_summary"]["total_requests"] == 5
+    assert told["activity"]["refusals_and_failed_logins"] == 2
     assert told["executive_summary"]["security_events"] == 2
     assert sum(told["risk_assessment"]["risk_distribution"].values()) == 10
 
