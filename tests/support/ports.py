@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 from pathlib import Path
 
 _LOWEST = 20_000
+_ROOM_MIN = 1000
 # The kernel gives out ports of its own from this range: to whoever connects and to whoever binds to port 0.
 _KERNEL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -33,8 +35,14 @@ def free_port() -> int:
 
 def _candidate() -> int:
     room = int(_KERNEL_RANGE.read_text("ascii").split()[0]) - _LOWEST
-    # Not by `random`, which two runs at the same time may have seeded alike.
-    return _LOWEST + secrets.randbelow(room) if room > 1000 else 0
+    if room <= _ROOM_MIN:
+        return 0
+    # Not by `random`, which two runs at the same time may have seeded alike. The two halves of scripts/test keep apart
+    # altogether: what one has stopped for a while, the other must not take.
+    half = os.environ.get("TEST_HALF")
+    if half in {"0", "1"}:
+        return _LOWEST + 2 * secrets.randbelow(room // 2) + int(half)
+    return _LOWEST + secrets.randbelow(room)
 
 
 def is_open(port: int) -> bool:
