@@ -24,12 +24,14 @@ from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLin
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, find_host_id, initialise, read_genesis
 from secure_llm_proxy.audit.index_search import IndexDiffers, indexed_lines, indexed_places, is_indexable, lines_at
 from secure_llm_proxy.audit.journal import SocketJournal
+from secure_llm_proxy.audit.keystore import KeyStoreUnavailable
 from secure_llm_proxy.audit.proof import ProofBroken, ProofNewer, Proven, check_proof, checkpoints, prove
 from secure_llm_proxy.audit.read_client import (
     AuditReader,
     Break,
     CheckpointRow,
     Found,
+    OpenedRecord,
     Place,
     RawLine,
     RawLines,
@@ -37,6 +39,7 @@ from secure_llm_proxy.audit.read_client import (
     Search,
     Tail,
 )
+from secure_llm_proxy.audit.reader_codes import ReaderCodes, new_reader_seed, reader_uri
 from secure_llm_proxy.audit.reading import (
     BodyOpener,
     LogLine,
@@ -79,9 +82,11 @@ __all__ = [
     "IndexDiffers",
     "KeyLine",
     "KeyRing",
+    "KeyStoreUnavailable",
     "LogLine",
     "NewerLine",
     "Opened",
+    "OpenedRecord",
     "Outcome",
     "Place",
     "ProofBroken",
@@ -89,6 +94,7 @@ __all__ = [
     "Proven",
     "RawLine",
     "RawLines",
+    "ReaderCodes",
     "RecordLine",
     "Row",
     "RowWriter",
@@ -115,11 +121,13 @@ __all__ = [
     "is_indexable",
     "lines_at",
     "log_lines",
+    "new_reader_seed",
     "newest_records",
     "open_records",
     "prove",
     "read_anchors",
     "read_genesis",
+    "reader_uri",
     "recorded",
     "restart_log",
     "retention_of",

@@ -218,6 +218,27 @@ class KeyStore:
             lambda database: database.execute("INSERT OR REPLACE INTO meta (name, wrapped, kek) VALUES (?, ?, ?)", row)
         )
 
+    def revise_secret(self, name: str, revise: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
+        """Put in place of the secret `name` what `revise` makes of it (None: none), durably; returns its second value.
+
+        One transaction: of two that revise at the same time, the second sees what the first has made.
+        """
+
+        def within(database: sqlite3.Connection) -> T:
+            rows = database.execute("SELECT wrapped, kek FROM meta WHERE name = ?", (name,)).fetchall()
+            before = self._unwrap(name, *rows[0]) if rows else None
+            after, result = revise(before)
+            if after is None:
+                database.execute("DELETE FROM meta WHERE name = ?", (name,))
+            elif after != before:
+                database.execute(
+                    "INSERT OR REPLACE INTO meta (name, wrapped, kek) VALUES (?, ?, ?)",
+                    (name, self._ring.current.wrap(after, name), self._ring.current.id),
+                )
+            return result
+
+        return self._change(within)
+
     def drop_secret(self, name: str) -> bool:
         """Durably. Whether there was one."""
         return self._change(lambda database: database.execute("DELETE FROM meta WHERE name = ?", (name,)).rowcount > 0)

@@ -7,6 +7,8 @@ patience (30 s unless said otherwise): then, and when nobody answers, `Unavailab
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,9 @@ from secure_llm_proxy.foundation.errors import (
     InternalError,
     InvalidRequest,
     NotFound,
+    PermissionDenied,
     ProxyError,
+    RateLimited,
     Unavailable,
 )
 
@@ -149,6 +153,15 @@ class RawLines:
     after: int
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedRecord:
+    """A record with its body in clear. `body` is None when it could not be opened, and `problem` says why."""
+
+    row: Row
+    body: bytes | None = field(repr=False)
+    problem: str | None = None
+
+
 class AuditReader:
     """The read side of the audit room, as other processes see it. Holds nothing between two calls."""
 
@@ -212,8 +225,21 @@ class AuditReader:
         lines, end = self._ask({"op": "find", "id": identifier, "after": after, "limit": limit})
         return RawLines(tuple(_line(line) for line in lines), more=bool(end["more"]), after=int(end["after"]))
 
+    def reveal(self, identifier: str, *, reader: str, code: str, by: str) -> tuple[OpenedRecord, ...]:
+        """The records of `find` with their bodies in clear, after the look at them was recorded.
+
+        `reader` was enrolled on the log's host and `code` is what its app shows now, good once; `by` is who asks
+        (`user:usr_…`, `host:root`). Raises `PermissionDenied(reader_code_refused)`, `RateLimited` above
+        AUDIT_REVEALS_PER_HOUR, `NotFound`; each refusal is on record.
+        """
+        rows, _ = self._ask({"op": "reveal", "id": identifier, "reader": reader, "code": code, "by": by})
+        return tuple(
+            OpenedRecord(_row(row), None if row["body"] is None else base64.b64decode(row["body"]), row["problem"])
+            for row in rows
+        )
+
     def state(self) -> Mapping[str, Any]:
-        """What the log holds: `log`, `lines`, `segments`, `oldest`, `newest`; `writer` is what its writer says of itself."""
+        """What the log holds: `log`, `lines`, `segments`, `oldest`, `newest`, `reveals`; `writer` is what the writer says."""
         return self._ask({"op": "state"})[1]
 
     # --- the wire -----------------------------------------------------------------------------------------------------
@@ -242,11 +268,16 @@ class AuditReader:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             _limit(peer, deadline)
             peer.connect(self._address)
-            peer.sendall(request)
+            with contextlib.suppress(ConnectionError):
+                # Who is not let in is told so and hung up on, maybe before it has asked.
+                peer.sendall(request)
             rest, size = b"", 0
             while True:
                 _limit(peer, deadline)
-                piece = peer.recv(_PIECE_BYTES)
+                try:
+                    piece = peer.recv(_PIECE_BYTES)
+                except ConnectionResetError:
+                    piece = b""
                 if not piece:
                     return
                 size += len(piece)
@@ -275,6 +306,10 @@ def _error(told: Mapping[str, Any]) -> ProxyError:
             return InvalidRequest(text)
         case "not_found":
             return NotFound(text)
+        case "reader_code_refused":
+            return PermissionDenied(text, code=ErrorCode.READER_CODE_REFUSED)
+        case "rate_limit_exceeded":
+            return RateLimited(text, retry_after_s=told.get("retry_after_s", 1))
         case "audit_broken":
             return EvidenceBroken(text)
         case "busy" | "audit_unavailable":

@@ -21,14 +21,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import orjson
 
 from secure_llm_proxy.audit.genesis import GenesisBroken, find_host_id, read_genesis
 from secure_llm_proxy.audit.handover import settings_from_parent
 from secure_llm_proxy.audit.log_view import LogView
-from secure_llm_proxy.audit.readings import BUSY, INVALID, Readings, Refusal, error_line
+from secure_llm_proxy.audit.readings import BUSY, INVALID, UNAVAILABLE, Readings, Refusal, error_line
+from secure_llm_proxy.audit.reveals import Reveals
 from secure_llm_proxy.audit.synced import SyncedMark
 from secure_llm_proxy.audit.writer import report
 from secure_llm_proxy.foundation.errors import OperatorError
@@ -74,29 +74,36 @@ def _reader(settings: AuditSettings, listener: socket.socket, synced: SyncedMark
     host = settings.directory / find_host_id(settings)
     genesis = read_genesis(host)
     view = LogView(host, synced.read)
-    return Reader(listener, Readings(view, genesis.log, _WriterState(settings.state_path)))
+    readings = Readings(view, genesis.log)
+    return Reader(listener, readings, Reveals(settings, readings, report), _WriterState(settings))
 
 
 class _WriterState:
     """What the writer says of itself, as far as it does: its state file as it stands there."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, settings: AuditSettings) -> None:
+        self._path = settings.state_path
+        self._reveals_per_hour = settings.reveals_per_hour
 
-    def __call__(self) -> dict[str, object]:
+    def told(self, opened_in_hour: int | None) -> dict[str, object]:
+        reveals = {"opened_in_hour": opened_in_hour, "per_hour": self._reveals_per_hour}
         try:
             told = orjson.loads(self._path.read_bytes())
         except (OSError, orjson.JSONDecodeError):
-            return {}
-        return {"writer": told} if isinstance(told, dict) else {}
+            told = None
+        return {"reveals": reveals, **({"writer": told} if isinstance(told, dict) else {})}
 
 
 class Reader:
     """Serves `listener` until nobody has come for a minute, or standard input ends."""
 
-    def __init__(self, listener: socket.socket, readings: Readings) -> None:
+    def __init__(
+        self, listener: socket.socket, readings: Readings, reveals: Reveals, writer_state: _WriterState
+    ) -> None:
         self._listener = listener
         self._readings = readings
+        self._reveals = reveals
+        self._writer_state = writer_state
         self._lock = threading.Lock()
         self._connected: Counter[int] = Counter()
         self._last_left_s = time.monotonic()
@@ -161,13 +168,20 @@ class Reader:
 
     def _exchange(self, peer: socket.socket) -> None:
         try:
-            answer = b"".join(self._readings.answer(_request_of(peer)))
+            answer = b"".join(self._answer(_request_of(peer)))
         except Refusal as refusal:
             answer = error_line(refusal.code, refusal.text, retry_after_s=refusal.retry_after_s)
         except OSError as error:
             report("reading_failed", error=error.strerror or str(error))
-            answer = error_line("audit_unavailable", "The log could not be read now.")
+            answer = error_line(UNAVAILABLE, "The log could not be read now.")
         _send(peer, answer)
+
+    def _answer(self, request: dict[str, object]) -> list[bytes]:
+        if request.get("op") == "reveal":
+            return self._reveals.answer(request)
+        if request.get("op") == "state":
+            return self._readings.state(self._writer_state.told(self._reveals.opened_in_hour()))
+        return self._readings.answer(request)
 
 
 def _process_of(peer: socket.socket) -> int:

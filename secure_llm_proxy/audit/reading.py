@@ -316,7 +316,7 @@ def open_records(
             continue
         if keys_of != item.file:
             keys_of = item.file
-            _learn_keys(item.file, opener)
+            learn_keys(item.file, opener)
         body, problem = opened_body(opener, record)
         whole_of = record.clear.get("pt_of")
         if record.type == AuditType.LLM_PART and isinstance(whole_of, str):
@@ -375,7 +375,7 @@ def system_keys_in(segments: Iterable[SegmentFile]) -> Iterator[SystemKey]:
                     break
 
 
-def _learn_keys(file: SegmentFile, opener: BodyOpener) -> None:
+def learn_keys(file: SegmentFile, opener: BodyOpener) -> None:
     """A key's line stands before the first record that needs it, wherever that is in the segment."""
     with file.open() as stream:
         for number, (raw, whole) in enumerate(raw_lines(stream)):

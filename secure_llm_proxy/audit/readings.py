@@ -8,7 +8,8 @@ reader holds no file, no lock and no turn.
     search  {filters, limit, order, before | after}
     lines   {n: [...], h: [...]?}      raw lines by index; with `h`, only if these are their hashes
     find    {id, after?, limit}        raw record lines whose id, exchange, start or whole is `id`
-    state   {}                         what the log holds
+    state   {}                         what the log holds, and what its writer says of itself
+    reveal  {id, reader, code, by}     bodies in clear (`reveals`)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -63,6 +64,7 @@ BUSY: Final = "busy"
 INVALID: Final = "invalid_value"
 NOT_FOUND: Final = "not_found"
 BROKEN: Final = "audit_broken"
+UNAVAILABLE: Final = "audit_unavailable"
 
 
 def error_line(code: str, text: str, *, retry_after_s: int | None = None) -> bytes:
@@ -75,10 +77,9 @@ def error_line(code: str, text: str, *, retry_after_s: int | None = None) -> byt
 class Readings:
     """Answers for many threads at once; few of them work at the same time, the others wait their turn (15 s)."""
 
-    def __init__(self, view: LogView, log: str, state: Callable[[], Mapping[str, object]]) -> None:
+    def __init__(self, view: LogView, log: str) -> None:
         self._view = view
         self._log = log
-        self._state = state
         self._scans = threading.BoundedSemaphore(_SCANS)
         self._looks = threading.BoundedSemaphore(_LOOKS)
 
@@ -99,7 +100,7 @@ class Readings:
                     with _turn_of(self._scans):
                         return self._find(request)
                 case "state":
-                    return [_written({**self._told(), "end": True})]
+                    return self.state({})
                 case _:
                     raise Refusal(INVALID, "`op` is none that is known here.")
         except ChainBroken as broken:
@@ -316,18 +317,18 @@ class Readings:
 
     # --- state --------------------------------------------------------------------------------------------------------
 
-    def _told(self) -> dict[str, object]:
+    def state(self, more: Mapping[str, object]) -> list[bytes]:
+        """What the log holds, and `more`."""
         files = self._view.files()
         durable = self._view.durable()
-        return {
-            "k": "state",
+        told = {
             "log": self._log,
             "lines": None if durable is None else durable.lines,
             "segments": len(files),
             "oldest": files[0].number if files else None,
             "newest": files[-1].number if files else None,
-            **self._state(),
         }
+        return [_written({"end": True, **told, **more})]
 
 
 # --- filters ----------------------------------------------------------------------------------------------------------
@@ -515,19 +516,22 @@ def _row_of(line: PlacedLine) -> bytes | None:
 
 
 def _row(line: PlacedLine, record: RecordLine) -> bytes:
-    return _written(
-        {
-            "k": "rec",
-            **_place(line),
-            "t": record.t,
-            "ty": record.type,
-            "ev": record.event,
-            "id": record.id,
-            "rid": record.exchange_id,
-            "kid": record.kid,
-            "clear": record.clear,
-        }
-    )
+    return _written(record_members(line, record))
+
+
+def record_members(line: PlacedLine, record: RecordLine) -> dict[str, object]:
+    """A record's row: where it stands and what it says in clear."""
+    return {
+        "k": "rec",
+        **_place(line),
+        "t": record.t,
+        "ty": record.type,
+        "ev": record.event,
+        "id": record.id,
+        "rid": record.exchange_id,
+        "kid": record.kid,
+        "clear": record.clear,
+    }
 
 
 def _raw_row(line: PlacedLine) -> bytes:

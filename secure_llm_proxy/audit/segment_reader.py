@@ -31,7 +31,7 @@ class SegmentReader(AuditReader):
         except GenesisBroken as error:
             raise OperatorError(f"The audit log in {directory} has no valid root of trust: {error}.") from None
         self._view = LogView(directory, lambda: None)
-        self._readings = Readings(self._view, genesis.log, dict)
+        self._readings = Readings(self._view, genesis.log)
 
     def sizes(self) -> dict[int, int]:
         """Bytes of each segment by its number."""

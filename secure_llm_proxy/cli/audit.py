@@ -28,6 +28,7 @@ from secure_llm_proxy.cli.audit_export import export
 from secure_llm_proxy.cli.audit_keeping import backup, retire
 from secure_llm_proxy.cli.audit_keys import erase, rotate_keys
 from secure_llm_proxy.cli.audit_proof import anchors, check, prove_record
+from secure_llm_proxy.cli.audit_readers import COMMANDS as READER_COMMANDS
 from secure_llm_proxy.cli.audit_search import search
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import as_cell, json_option, show_json
@@ -45,7 +46,7 @@ def audit() -> None:
     """The sealed audit log."""
 
 
-for command in (search, export, prove_record, check, anchors, backup, retire, erase, rotate_keys):
+for command in (search, export, prove_record, check, anchors, backup, retire, erase, rotate_keys, *READER_COMMANDS):
     audit.add_command(command)
 
 

@@ -104,6 +104,7 @@ class ErrorCode(StrEnum):
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     AUDIT_BROKEN = "audit_broken"
+    READER_CODE_REFUSED = "reader_code_refused"
     DATABASE_UNAVAILABLE = "database_unavailable"
     MODELS_UNAVAILABLE = "models_unavailable"
     SERVICE_UNAVAILABLE = "service_unavailable"
