@@ -12,6 +12,7 @@ import os
 import sys
 
 from secure_llm_proxy.audit.alarms import Alarms
+from secure_llm_proxy.audit.anchors import Anchors
 from secure_llm_proxy.audit.appender import Appender, Rhythm
 from secure_llm_proxy.audit.backup import backup_of
 from secure_llm_proxy.audit.blind_indexes import BlindIndexes
@@ -27,7 +28,9 @@ from secure_llm_proxy.audit.retention import retention_of
 from secure_llm_proxy.audit.room import Room
 from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.audit.second_directory import open_directories, refuse_a_vanished_log
-from secure_llm_proxy.audit.writer import StopRequest, Writer, listen, report
+from secure_llm_proxy.audit.sinks import SecondSink, sink_of
+from secure_llm_proxy.audit.state import StateFile
+from secure_llm_proxy.audit.writer import StopRequest, Wake, Writer, listen, report
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings, SettingsError, load_audit_writer_settings
 
@@ -64,6 +67,9 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         ring = KeyRing.of(settings)
         if ring is None:
             raise OperatorError("AUDIT_KEK is missing, and the audit log is to be encrypted.")
+    wake = Wake()
+    anchors = Anchors.of(settings, host.name, wake=wake)
+    second = sink_of(settings, host.name)
     epoch = EpochKeys.of(settings)
     # Not before the epoch key shows that this is the right key-encryption key.
     key_store = KeyStore.open(settings.keys_directory, ring) if ring and epoch.check() else None
@@ -83,6 +89,7 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         ),
         report=report,
         key_store=key_store,
+        on_checkpoint=anchors.offer,
     )
     backup = backup_of(settings, directories)
     keeper = Keeper(
@@ -101,6 +108,10 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     gc.freeze()
     report("writer_started", log=genesis.log, pid=os.getpid())
     indexes = BlindIndexes(key_store.index_key()) if key_store else None
+    sink = None
+    if second is not None:
+        needed = settings.sink_policy == "all"
+        sink = SecondSink(second, directories, name=settings.sink, needed=needed, report=report, wake=wake)
     room = Room(
         host,
         bytes_min=settings.free_bytes_min,
@@ -115,6 +126,10 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         orphan_grace_s=settings.orphan_grace_s,
         room=room,
         alarms=Alarms(report),
+        anchors=anchors,
+        state=StateFile(settings.state_path, genesis.log),
+        wake=wake,
+        sink=sink,
         parent=parent,
         reader=reader,
         indexes=indexes,

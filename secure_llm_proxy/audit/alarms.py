@@ -62,6 +62,8 @@ class Alarms:
     ) -> None:
         self._report = report
         self._clock = clock or SystemClock()
+        self.version = 0
+        """Grows with every change of what lasts."""
         self._known: dict[Subject, Alarm] = {}
 
     def set(self, subject: Subject, why: str | None) -> None:
@@ -69,12 +71,15 @@ class Alarms:
         alarm = self._known.get(subject)
         if why is None:
             if alarm is not None and alarm.until is None:
+                self.version += 1
                 alarm.until, alarm.over_s = self._clock.now(), self._clock.monotonic_s()
                 self._report("trouble_over", what=subject.value)
         elif alarm is None:
+            self.version += 1
             self._known[subject] = Alarm(subject, why, self._clock.now())
             self._report("trouble", what=subject.value, why=why)
-        else:
+        elif alarm.until is not None:
+            self.version += 1
             alarm.until = None
 
     def refused(self, subject: Subject, records: int = 1) -> None:

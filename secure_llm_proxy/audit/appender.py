@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from secure_llm_proxy.audit.carry import Carry
 from secure_llm_proxy.audit.epoch import EpochKey, EpochKeys
+from secure_llm_proxy.audit.following import Settled
 from secure_llm_proxy.audit.format import (
     ALGORITHMS_CLEAR,
     ALGORITHMS_SEALED,
@@ -380,6 +381,19 @@ class Appender:
     def holds_records(self) -> bool:
         """Whether records stand in the open segment."""
         return self._open is not None and self._open.holds_records
+
+    @property
+    def directory(self) -> Path:
+        """Where lines go: that of the open segment, else the first."""
+        return self._open.file.directory if self._open is not None else self._directories.first
+
+    @property
+    def settled(self) -> Settled:
+        """How far others may follow: lines that are synced, and not the first ones of a segment that may yet be taken back."""
+        segment, previous = self._open, self._previous
+        if segment is not None and segment.grown:
+            return Settled(segment.file.number, segment.n)
+        return Settled(previous.number, previous.n + 1) if previous else Settled(0, 0)
 
     @property
     def due_s(self) -> float | None:

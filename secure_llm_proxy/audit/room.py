@@ -47,6 +47,7 @@ class Room:
         self._looked_s = float("-inf")
         self._minimum = bytes_min
         self._reserved: bool | None = None
+        self._elsewhere = False
         self._reserve_refused = False
 
     @property
@@ -55,19 +56,24 @@ class Room:
         if self.has_room:
             return None
         free, minimum = (self.free_bytes or 0) >> 20, self._needed() >> 20
-        return f"AUDIT_DIR has {free} MiB free and needs {minimum}; new requests are refused until there is more."
+        return f"The disk of the audit log has {free} MiB free and needs {minimum}; new requests are refused until there is more."
 
-    def look(self) -> None:
-        """Learn how much is free, at most once a second; make the reserve again where there is room for it. Never raises."""
+    def look(self, place: Path | None = None) -> None:
+        """Learn how much is free, at most once a second; make the reserve again where there is room for it. Never raises.
+
+        While lines go to another `place`, a second directory, it is asked of that one, which has no reserve.
+        """
+        place = place or self._directory
+        elsewhere = place != self._directory
+        if elsewhere is not self._elsewhere:
+            self._elsewhere, self._looked_s = elsewhere, float("-inf")
         now = self._now_s()
         if now - self._looked_s < _LOOK_S:
             return
         self._looked_s = now
         if self._reserved is None:
             self._reserved = self._is_reserved()
-        if not self._measure():
-            return
-        if self.has_room and not self._reserved:
+        if self._measure(place) and self.has_room and not self._reserved and not elsewhere:
             self._make_reserve()
 
     def written(self, size: int) -> None:
@@ -90,11 +96,11 @@ class Room:
         return True
 
     def _needed(self) -> int:
-        return self._minimum + (0 if self._reserved else self._reserve_bytes)
+        return self._minimum + (0 if self._reserved or self._elsewhere else self._reserve_bytes)
 
-    def _measure(self) -> bool:
+    def _measure(self, place: Path) -> bool:
         try:
-            found = self._look_at(self._directory)
+            found = self._look_at(place)
         except OSError:
             # A disk that can't even be asked fails at the next write, and says so there.
             return False
@@ -132,4 +138,4 @@ class Room:
             self._reserve_refused = True
             return
         self._reserved, self._reserve_refused = True, False
-        self._measure()
+        self._measure(self._directory)

@@ -17,6 +17,7 @@ GENESIS_NAME = "genesis.json"
 LOCK_NAME = ".lock"
 LINK_NAME = "audit.jsonl"
 RESERVE_NAME = ".reserve"
+SINK_NAME = ".sink"
 # What is left to know of segments that were retired; beside genesis.json.
 RETIRED_NAME = "retired.jsonl"
 # In the first directory: a second one belongs to this log. In the second: it is that one.
@@ -171,7 +172,7 @@ def second_of(first: Path) -> Path | None:
 
 def strangers_in(directory: Path) -> list[str]:
     """Names in a host's directory that no part of the format explains."""
-    known = {GENESIS_NAME, LOCK_NAME, LINK_NAME, RESERVE_NAME, RETIRED_NAME, SECOND_NAME} | {
+    known = {GENESIS_NAME, LOCK_NAME, LINK_NAME, RESERVE_NAME, SINK_NAME, RETIRED_NAME, SECOND_NAME} | {
         segment.name for segment in segments_in(directory)
     }
     return sorted(

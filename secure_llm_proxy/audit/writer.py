@@ -24,6 +24,7 @@ from types import FrameType
 import orjson
 
 from secure_llm_proxy.audit.alarms import Alarm, Alarms, Subject
+from secure_llm_proxy.audit.anchors import Anchors
 from secure_llm_proxy.audit.appender import Appender, Entry, LogUnavailable
 from secure_llm_proxy.audit.blind_indexes import NAMES as INDEX_NAMES
 from secure_llm_proxy.audit.blind_indexes import BlindIndexes
@@ -51,6 +52,8 @@ from secure_llm_proxy.audit.key_care import KeyCare
 from secure_llm_proxy.audit.keystore import KeyStoreUnavailable
 from secure_llm_proxy.audit.reader_child import ReaderChild
 from secure_llm_proxy.audit.room import Room
+from secure_llm_proxy.audit.sinks import SecondSink
+from secure_llm_proxy.audit.state import StateFile
 from secure_llm_proxy.foundation.clock import SystemClock, rfc3339
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.foundation.identifiers import new_record_id, ulid
@@ -67,6 +70,7 @@ _UNSENT_BYTES_MAX = 64 << 10
 # More than fit into a worker's queue: what it was refused must not pass for durable after a reconnect.
 _REFUSED_KEPT = 65_536
 _TURNED_AWAY_KEPT = 65_536
+_ANCHORS = {"file": Subject.ANCHOR_FILE, "syslog": Subject.ANCHOR_SYSLOG}
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -98,8 +102,30 @@ class StopRequest:
         os.read(self._woken, 64)
 
 
+class Wake:
+    """Ends the loop's sleep; may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def __call__(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._descriptor, 1)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._descriptor)
+
+
 class _Refused(Exception):
     """The record may not enter the log."""
+
+
+class _SinkAway(Exception):
+    """What is in the log is not in the second sink, and must be before anybody is told that it is recorded."""
 
 
 class _NoRoom(Exception):
@@ -148,6 +174,10 @@ class Writer:
         orphan_grace_s: float,
         room: Room,
         alarms: Alarms,
+        anchors: Anchors,
+        state: StateFile,
+        wake: Wake,
+        sink: SecondSink | None = None,
         parent: int | None = None,
         reader: ReaderChild | None = None,
         indexes: BlindIndexes | None = None,
@@ -159,6 +189,12 @@ class Writer:
         self._reader = reader
         self._room = room
         self._alarms = alarms
+        self._anchors = anchors
+        self._state = state
+        self._wake = wake
+        self._sink = sink
+        # Nobody is let in until the second sink has everything that is in the log.
+        self._held = sink is not None and sink.needed
         self._listener = listener
         self._stop_request = stop
         self._grace_s = orphan_grace_s
@@ -191,7 +227,7 @@ class Writer:
 
     def run(self) -> None:
         """Returns after a clean stop, with the segment closed."""
-        for descriptor in (self._stop_request.fileno(), self._listener.fileno()):
+        for descriptor in (self._stop_request.fileno(), self._listener.fileno(), self._wake.fileno()):
             self._epoll.register(descriptor, select.EPOLLIN)
         if self._parent is not None:
             self._epoll.register(self._parent, select.EPOLLIN)
@@ -203,11 +239,18 @@ class Writer:
         if self._control is not None:
             self._control.watch(self._epoll)
         self._open()
+        if self._sink is not None:
+            self._sink.start(self._appender.settled)
+        self._anchors.start()
+        # Health is asked as soon as we listen.
+        self._turn()
         notify("READY=1")
         while not self._stop_request.made:
             for descriptor, _ in self._epoll.poll(self._patience_s()):
                 if descriptor == self._stop_request.fileno():
                     self._stop_request.hear()
+                elif descriptor == self._wake.fileno():
+                    self._wake.hear()
                 elif descriptor == self._listener.fileno():
                     self._accept()
                 elif descriptor == self._parent:
@@ -225,22 +268,62 @@ class Writer:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
+        self._look_around()
+        self._work()
+        if self._sink is not None:
+            self._sink.tell(self._appender.settled)
+        backups = self._keeper.state.runs if self._keeper else 0
+        self._state.tell((self._alarms.version, self._anchors.standing, backups), self._told_of_state)
+
+    def _work(self) -> None:
         if self._retry_at_s is not None:
             if time.monotonic() < self._retry_at_s:
                 return
             self._open()
             if self._retry_at_s is not None:
                 return
-        self._room.look()
-        self._alarms.set(Subject.ROOM, self._room.trouble)
+        if self._sink is not None and self._sink.needed and not self._held and self._sink.trouble is not None:
+            # Known to be away: nothing is written that could not be acknowledged.
+            self._hold()
         try:
-            self._write_arrived()
-            self._write_orphans()
+            if not self._held or self._sink_is_back():
+                self._write_arrived()
+                self._write_orphans()
+                self._record_alarms(self._alarms.due())
             self._serve_keeper()
-            self._record_alarms(self._alarms.due())
             self._keep_rhythm()
         except LogUnavailable as error:
             self._fail_closed(error)
+        except _SinkAway:
+            self._hold()
+
+    def _look_around(self) -> None:
+        """What is wrong around the log becomes an alarm, and what is right again ends it."""
+        alarms = self._alarms
+        self._room.look(self._appender.directory)
+        alarms.set(Subject.ROOM, self._room.trouble)
+        if self._sink is not None:
+            for missed in self._sink.missed():
+                alarms.set(Subject.SINK, missed)
+            alarms.set(Subject.SINK, self._sink.trouble)
+        for place, trouble in self._anchors.troubles():
+            alarms.set(_ANCHORS[place], trouble)
+
+    def _told_of_state(self) -> Mapping[str, object]:
+        """Members of the state file."""
+        last, sink = self._appender.last_checkpoint, self._sink
+        return {
+            "n": self._appender.settled.n,
+            "checkpoint": {"n": last[0].size, "t": last[0].t} if last else None,
+            "note": last[1] if last else None,
+            "free_bytes": self._room.free_bytes,
+            "room": self._room.has_room,
+            "no_room": self._room.trouble,
+            "sinks": {sink.name: sink.state()} if sink else {},
+            "anchors": self._anchors.state(),
+            "backup": self._keeper.state.values() if self._keeper else {},
+            "troubles": self._alarms.lasting(),
+        }
 
     def _write_arrived(self) -> None:
         batch = self._take()
@@ -250,6 +333,8 @@ class Writer:
         if batch:
             self._commit(batch)
             self._tell_reader()
+            if self._sink is not None and self._sink.needed and not self._sink.has_taken(self._appender.settled):
+                raise _SinkAway
         for connection in list(self._connections.values()):
             if connection.acks or connection.unsent:
                 self._acknowledge(connection)
@@ -259,11 +344,16 @@ class Writer:
         for connection in hellos:
             self._welcome(connection)
 
-    def _patience_s(self) -> float | None:
-        """Seconds that the loop may sleep; None for ever."""
+    def _patience_s(self) -> float:
+        """Seconds that the loop may sleep."""
         if self._ready or self._hellos:
             return 0.0
-        waits = [] if self._reader is None or self._reader.due_s is None else [self._reader.due_s]
+        waits = [self._state.due_s()]
+        if self._reader is not None and self._reader.due_s is not None:
+            waits.append(self._reader.due_s)
+        if self._sink is not None and self._sink.behind:
+            # It may hang, which only time tells.
+            waits.append(_LOOK_S)
         if self._retry_at_s is not None:
             return max(0.0, min([self._retry_at_s - time.monotonic(), *waits]))
         waits += [deadline - time.monotonic() for deadline in self._deadlines.values()]
@@ -271,7 +361,7 @@ class Writer:
         due_s = self._alarms.due_s() if self._room.has_room else _LOOK_S
         waits += [due for due in (self._appender.due_s, due_s) if due is not None]
         # epoll counts in milliseconds and wants no busy last one
-        return max(0.0, min(waits)) + 0.001 if waits else None
+        return max(0.0, min(waits)) + 0.001
 
     def _tell_reader(self) -> None:
         """Before an acknowledgement goes out: who was told that a record is durable finds it."""
@@ -296,7 +386,7 @@ class Writer:
                 report("accept_failed", error=error.strerror)
                 time.sleep(0.05)
                 return
-            if self._retry_at_s is not None or len(self._connections) >= _CONNECTIONS_MAX:
+            if self._retry_at_s is not None or self._held or len(self._connections) >= _CONNECTIONS_MAX:
                 peer.close()
                 continue
             peer.setblocking(False)
@@ -627,12 +717,28 @@ class Writer:
         self._alarms.set(Subject.LOG, None)
         self._retry_at_s = None
         self._tell_erased()
-        # Whoever has something open gets the whole grace to come (back).
+        self._renew_grace()
+
+    def _renew_grace(self) -> None:
+        """Whoever has something open gets the whole grace to come (back)."""
         self._deadlines = {
             worker: time.monotonic() + self._grace_s
             for _, worker in self._appender.carry.open.values()
             if worker not in self._by_worker
         }
+
+    def _hold(self) -> None:
+        """What is in the log is not in the second sink: nobody is told that it is recorded, and nobody is let in, until it is."""
+        if not self._held:
+            report("sink_away", sink=self._sink.name if self._sink else None)
+        self._held = True
+        self._hang_up()
+
+    def _sink_is_back(self) -> bool:
+        if self._sink is None or self._sink.has_taken(self._appender.settled, 0.0):
+            self._held = False
+            self._renew_grace()
+        return not self._held
 
     # --- what operators ask for ---------------------------------------------------------------------------------------
 
@@ -672,6 +778,9 @@ class Writer:
             report("log_unavailable", error=str(error))
         self._alarms.set(Subject.LOG, f"The audit log cannot be written: {error}.")
         self._retry_at_s = time.monotonic() + _RETRY_S
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         for connection in list(self._connections.values()):
             self._drop(connection)
         self._ready.clear()
@@ -702,13 +811,16 @@ class Writer:
         notify("STOPPING=1")
         deadline = time.monotonic() + _DRAIN_S
         try:
-            while self._retry_at_s is None and time.monotonic() < deadline:
+            while self._retry_at_s is None and not self._held and time.monotonic() < deadline:
                 arrived = [descriptor for descriptor, _ in self._epoll.poll(0) if descriptor in self._connections]
                 if not arrived and not self._ready:
                     break
                 for descriptor in arrived:
                     self._receive(descriptor)
-                self._write_arrived()
+                try:
+                    self._write_arrived()
+                except _SinkAway:
+                    self._hold()
             if self._appender.is_open:
                 # Their processes have ended before us: nobody will come to close these exchanges.
                 self._write_orphans(stopping=True)
@@ -716,6 +828,10 @@ class Writer:
                 self._appender.close_segment("stop")
         except (OSError, LogUnavailable) as error:
             report("stop_incomplete", error=str(error))
+        if self._sink is not None:
+            self._sink.stop(self._appender.settled)
+        self._anchors.stop()
+        self._state.remove()
         if self._reader is not None:
             self._reader.stop()
         if self._control is not None:

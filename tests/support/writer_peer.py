@@ -18,8 +18,12 @@ class Peer:
         self.worker = worker or uuid.uuid4()
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(WAIT_S)
-        self.socket.connect(str(settings.socket))
-        self.socket.sendall(MAGIC + self.worker.bytes if hello is None else hello)
+        try:
+            self.socket.connect(str(settings.socket))
+            self.socket.sendall(MAGIC + self.worker.bytes if hello is None else hello)
+        except OSError:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
