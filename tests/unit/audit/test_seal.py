@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secure_llm_proxy.audit.seal import DataKey, KeyEncryptionKey, SealBroken
+from secure_llm_proxy.audit.seal import DataKey, KeyEncryptionKey, SealBroken, _derive
 from secure_llm_proxy.foundation.errors import OperatorError
 
 # c2sp.org/XAES-256-GCM, test vectors: one key for either value of the most significant bit of L.
@@ -90,3 +91,33 @@ def test_a_bad_kek_is_refused_with_the_way_to_make_a_good_one(text: str) -> None
         KeyEncryptionKey.from_text(text)
 
     assert not text or text not in str(refusal.value)
+
+
+def test_ten_thousand_random_records_agree_with_the_official_accumulated_vector() -> None:
+    """c2sp.org/XAES-256-GCM: keys, nonces, texts and headers drawn from SHAKE-128 of nothing, and a digest over what is sealed."""
+    drawn, position = hashlib.shake_128(b"").digest(10_000 * (32 + 24 + 2 + 2 * 255)), 0
+    sealed = hashlib.shake_128()
+
+    def draw(size: int) -> bytes:
+        nonlocal position
+        position += size
+        return drawn[position - size : position]
+
+    for _ in range(10_000):
+        key, nonce = draw(32), draw(24)
+        plaintext = draw(draw(1)[0])
+        header = draw(draw(1)[0])
+        sealed.update(DataKey(key).seal(nonce, plaintext, header))
+
+    assert sealed.hexdigest(32) == "e6b9edf2df6cec60c8cbd864e2211b597fb69a529160cd040d56c0c210081939"
+
+
+@pytest.mark.parametrize(
+    ("key", "label", "derived"),
+    [
+        # RFC 5869, appendix A.3: SHA-256, no salt, no info; its first 32 bytes.
+        (b"\x0b" * 22, b"", "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d"),
+    ],
+)
+def test_keys_are_derived_as_in_rfc_5869(key: bytes, label: bytes, derived: str) -> None:
+    assert _derive(key, label).hex() == derived
