@@ -225,6 +225,12 @@ class AuditReader:
         lines, end = self._ask({"op": "find", "id": identifier, "after": after, "limit": limit})
         return RawLines(tuple(_line(line) for line in lines), more=bool(end["more"]), after=int(end["after"]))
 
+    def blind(self, name: str, value: str) -> str:
+        """The index under which records stand with this address (`ipx`), user agent (`uax`) or e-mail (`emx`), as
+        `vocabulary.audit.indexed_values` writes them: search for it in `Search.clear`.
+        """
+        return str(self._ask({"op": "blind", "name": name, "value": value})[1]["index"])
+
     def reveal(self, identifier: str, *, reader: str, code: str, by: str) -> tuple[OpenedRecord, ...]:
         """The records of `find` with their bodies in clear, after the look at them was recorded.
 

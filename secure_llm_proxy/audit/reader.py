@@ -179,6 +179,8 @@ class Reader:
     def _answer(self, request: dict[str, object]) -> list[bytes]:
         if request.get("op") == "reveal":
             return self._reveals.answer(request)
+        if request.get("op") == "blind":
+            return self._reveals.blind(request)
         if request.get("op") == "state":
             return self._readings.state(self._writer_state.told(self._reveals.opened_in_hour()))
         return self._readings.answer(request)

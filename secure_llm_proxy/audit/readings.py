@@ -10,6 +10,7 @@ reader holds no file, no lock and no turn.
     find    {id, after?, limit}        raw record lines whose id, exchange, start or whole is `id`
     state   {}                         what the log holds, and what its writer says of itself
     reveal  {id, reader, code, by}     bodies in clear (`reveals`)
+    blind   {name, value}              the index under which records with this address, agent or e-mail stand (`reveals`)
 """
 
 from __future__ import annotations

@@ -11,14 +11,17 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as WaitedTooLong
+from contextlib import closing
 
 import orjson
 
+from secure_llm_proxy.audit.blind_indexes import NAMES as INDEX_NAMES
+from secure_llm_proxy.audit.blind_indexes import BlindIndexes
 from secure_llm_proxy.audit.format import RecordLine, base64_text
 from secure_llm_proxy.audit.journal import SocketJournal
 from secure_llm_proxy.audit.keystore import KeyStoreUnavailable
 from secure_llm_proxy.audit.log_view import ChainBroken, PlacedLine
-from secure_llm_proxy.audit.reader_codes import ReaderCodes, Verdict
+from secure_llm_proxy.audit.reader_codes import ReaderCodes, Verdict, writable_store
 from secure_llm_proxy.audit.reading import BodyOpener, learn_keys, opened_body
 from secure_llm_proxy.audit.readings import (
     BROKEN,
@@ -42,6 +45,7 @@ _IDENTIFIER = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _READER = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _BY = re.compile(r"[a-z]{1,16}:[0-9A-Za-z_.-]{1,64}")
 _CODE_CHARACTERS_MAX = 64
+_VALUE_CHARACTERS_MAX = 1024
 
 CODE_REFUSED = "reader_code_refused"
 CEILING = "rate_limit_exceeded"
@@ -62,6 +66,7 @@ class Reveals:
         # Made and used by the one thread.
         self._codes: ReaderCodes | None = None
         self._opener: BodyOpener | None = None
+        self._indexes: BlindIndexes | None = None
         self._journal = SocketJournal(settings)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reveals")
 
@@ -74,6 +79,20 @@ class Reveals:
         except (WaitedTooLong, CancelledError):
             turn.cancel()
             raise Refusal(UNAVAILABLE, "Bodies can't be opened now. Try again shortly.", retry_after_s=5) from None
+
+    def blind(self, request: Request) -> list[bytes]:
+        """The index under which records with a value stand, so that they can be searched for. Raises `Refusal`."""
+        name, value = request.get("name"), request.get("value")
+        if not isinstance(name, str) or name not in INDEX_NAMES:
+            raise Refusal(INVALID, f"`name` is none of {', '.join(sorted(INDEX_NAMES))}.")
+        if not isinstance(value, str) or not 0 < len(value) <= _VALUE_CHARACTERS_MAX:
+            raise Refusal(INVALID, f"`value` is no text of 1 to {_VALUE_CHARACTERS_MAX} characters.")
+        turn = self._thread.submit(self._index_of, name, value)
+        try:
+            return [orjson.dumps({"end": True, "index": turn.result(_PATIENCE_S)}) + b"\n"]
+        except (WaitedTooLong, CancelledError):
+            turn.cancel()
+            raise Refusal(UNAVAILABLE, "Indexes can't be worked out now. Try again shortly.", retry_after_s=5) from None
 
     def opened_in_hour(self) -> int | None:
         """None when the key store can't tell, or is busy."""
@@ -168,6 +187,16 @@ class Reveals:
             rows.append(orjson.dumps(record_members(line, record) | told) + b"\n")
         rows.append(orjson.dumps({"end": True}) + b"\n")
         return rows
+
+    def _index_of(self, name: str, value: str) -> str:
+        try:
+            if self._indexes is None:
+                with closing(writable_store(self._settings)) as store:
+                    self._indexes = BlindIndexes(store.index_key())
+        except (KeyStoreUnavailable, OperatorError) as error:
+            self._report("index_key_not_read", error=str(error))
+            raise Refusal(UNAVAILABLE, "This log has no blind indexes, or their key can't be read now.") from None
+        return self._indexes.of(name, value)
 
     def _record(self, asked: _Asked, *, ok: bool, why: str | None = None, records: int | None = None) -> None:
         """Durable when this returns. Raises `Refusal` when it can't be: nothing is shown then."""

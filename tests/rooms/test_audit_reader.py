@@ -22,7 +22,7 @@ from secure_llm_proxy.audit import AuditReader, CheckpointRow, Row, Search, Sock
 from secure_llm_proxy.audit.format import CheckpointLine, RecordLine, base64_text, leaf
 from secure_llm_proxy.foundation.errors import EvidenceBroken, InvalidRequest, NotFound, Unavailable
 from secure_llm_proxy.settings import AuditSettings
-from secure_llm_proxy.vocabulary.audit import AuditEvent
+from secure_llm_proxy.vocabulary.audit import AuditEvent, indexed_values
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from tests.support.audit_log import (
     REPOSITORY,
@@ -234,6 +234,23 @@ def test_lines_are_found_as_they_stand(settings: AuditSettings, journal: SocketJ
         reader.find("exc_nobody")
     with pytest.raises(EvidenceBroken):
         reader.lines([found.lines[0].place.n], hashes=[found.lines[1].place.h])
+
+
+def test_records_are_found_by_the_index_of_what_is_sealed(settings: AuditSettings, journal: SocketJournal) -> None:
+    made = event()._replace(indexed=indexed_values(address="192.0.2.7", agent="curl/8 " + "x" * 2000))
+    record_all(journal, [event(), made, event()._replace(indexed=indexed_values(address="192.0.2.8"))])
+    reader = AuditReader(settings)
+
+    by_address = reader.search(Search(clear={"ipx": reader.blind("ipx", "192.0.2.7")}))
+    by_agent = reader.search(
+        Search(clear={"uax": reader.blind("uax", indexed_values(agent="curl/8 " + "x" * 2000)["uax"])})
+    )
+
+    assert [row.id for row in by_address.rows] == [row.id for row in by_agent.rows] == [made.id]
+    assert reader.search(Search(clear={"emx": reader.blind("emx", "192.0.2.7")})).rows == ()
+    for name, value in (("sub", "x"), ("ipx", ""), ("ipx", "x" * 2000)):
+        with pytest.raises(InvalidRequest):
+            reader.blind(name, value)
 
 
 def test_the_state_is_that_of_the_log(settings: AuditSettings, journal: SocketJournal) -> None:
