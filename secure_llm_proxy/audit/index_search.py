@@ -115,6 +115,8 @@ def _conditions(wanted: Selection) -> Iterator[ColumnElement[bool]]:
     ):
         if value is not None:
             yield column == value
+    if wanted.named:
+        yield row.ev.is_not(None)
     if wanted.type is not None:
         yield row.ty == wanted.type
     if wanted.user is not None:

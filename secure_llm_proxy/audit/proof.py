@@ -17,7 +17,8 @@ values and compared, and each value is either hashed into the root or signed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,8 @@ from secure_llm_proxy.audit.format import (
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, genesis_in
 from secure_llm_proxy.audit.merkle import SIZE_MAX, TreeEdge, inclusion_path_behind, root_from_path
 from secure_llm_proxy.audit.notes import Checkpoint, NoteBroken, read_checkpoint, verify_checkpoint
-from secure_llm_proxy.audit.reading import StoredLine, stored_lines, stored_lines_of
-from secure_llm_proxy.audit.retirement import retired_rolls
+from secure_llm_proxy.audit.reading import StoredLine, Watch, stored_lines, stored_lines_of
+from secure_llm_proxy.audit.retirement import RetiredSegment, retired_before
 from secure_llm_proxy.audit.segments import GENESIS_NAME, SegmentFile
 from secure_llm_proxy.foundation.errors import NotFoundError, OperatorError
 
@@ -225,8 +226,6 @@ def _document(members: dict[str, object]) -> bytes:
 
 # --- making -----------------------------------------------------------------------------------------------------------
 
-Watch = Callable[[Iterator[StoredLine]], Iterator[StoredLine]]
-
 
 def prove(
     host: Path, segments: Sequence[SegmentFile], identifier: str, *, lines_least: int = 0, watch: Watch = iter
@@ -243,7 +242,8 @@ def prove(
         genesis = genesis_in(content, host)
     except (OSError, GenesisBroken) as error:
         raise OperatorError(f"The log in {host} has no valid root of trust: {error}. Run `audit verify`.") from None
-    search = _Search(identifier, lines_least, retired_rolls(host, segments))
+    retired = retired_before(host, segments)
+    search = _Search(identifier, lines_least, [roll for entry in retired for roll in entry.rolls])
     search.read(watch(stored_lines(segments)))
     record, checkpoint = search.record, search.checkpoint
     if record is None:
@@ -253,7 +253,7 @@ def prove(
             f"No checkpoint covers line {record.n} yet; the running audit writer signs one within seconds. Try again then."
         )
     try:
-        path = _path(segments, record, checkpoint.n)
+        path = _path(segments, retired, record, checkpoint.n)
     except (OSError, ValueError) as error:
         raise _damaged(error) from None
     document = _document(
@@ -331,12 +331,14 @@ def _checkpoint_in(raw: bytes) -> CheckpointLine | None:
     return line if isinstance(line, CheckpointLine) else None
 
 
-def _path(segments: Sequence[SegmentFile], record: StoredLine, size: int) -> list[bytes]:
+def _path(
+    segments: Sequence[SegmentFile], retired: Sequence[RetiredSegment], record: StoredLine, size: int
+) -> list[bytes]:
     place = next((at for at, segment in enumerate(segments) if segment.number == record.file.number), len(segments))
     edge = _edge_before(segments, place)
     if edge is None:
-        # A segment of the first release, which does not say where the tree stood: from the log's beginning.
-        place, edge = 0, TreeEdge()
+        # A segment of the first release, which does not say where the tree stood: from the first that is there.
+        place, edge = 0, retired[-1].tree() if retired else TreeEdge()
     leaves = (leaf(line.raw) for line in _from_segment(segments, place, edge.size))
     return inclusion_path_behind(edge, leaves, record.n, size)
 
@@ -364,15 +366,24 @@ def _from_segment(segments: Sequence[SegmentFile], place: int, n: int) -> Iterat
 # --- anchors ----------------------------------------------------------------------------------------------------------
 
 
-def checkpoints(segments: Sequence[SegmentFile], *, watch: Watch = iter) -> Iterator[tuple[Checkpoint, str]]:
-    """Every checkpoint of the log with its note, oldest first, as it stands there."""
+def checkpoints(
+    host: Path, segments: Sequence[SegmentFile], *, watch: Watch = iter
+) -> Iterator[tuple[Checkpoint, str]]:
+    """The checkpoints of the log with their notes, oldest first, as they stand there: of each retired segment the last, of
+    `segments`, which are those that are there, all.
+    """
+    for entry in retired_before(host, segments):
+        closing = entry.checkpoint_line()
+        if closing is not None:
+            yield from _said_in(closing)
     for line in watch(stored_lines(segments)):
-        if not line.raw.startswith(b'{"k":"cp",'):
-            continue
-        found = _checkpoint_in(line.raw)
-        if found is not None:
-            try:
-                yield read_checkpoint(found.note), found.note
-            except NoteBroken:
-                # For the verifier to tell.
-                continue
+        if line.raw.startswith(b'{"k":"cp",'):
+            found = _checkpoint_in(line.raw)
+            if found is not None:
+                yield from _said_in(found)
+
+
+def _said_in(line: CheckpointLine) -> Iterator[tuple[Checkpoint, str]]:
+    # A note that is none is for the verifier to tell.
+    with contextlib.suppress(NoteBroken):
+        yield read_checkpoint(line.note), line.note

@@ -7,7 +7,7 @@ segment continues. Reading needs no secret, opening a body the key-encryption ke
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -113,8 +113,12 @@ def size_of(segments: Iterable[SegmentFile]) -> int:
 
 def stored_lines_of(segment: SegmentFile, following: SegmentFile | None, expected: int = 0) -> Iterator[StoredLine]:
     """The lines of one segment. `expected` is the index of its first line, should that be unreadable."""
-    last = _end_according_to(following)
     offset = 0
+    try:
+        last = _end_according_to(following)
+    except FileNotFoundError:
+        # Both were retired since the names were read.
+        return
     if last is None and segment.state is not SegmentState.CLOSED:
         for item in _lines_of(segment, None):
             if isinstance(item.line, SegmentLine):
@@ -183,17 +187,26 @@ def _parsed(raw: bytes, features: tuple[str, ...]) -> Line | None:
         return None
 
 
-def find_records(directory: Path, identifier: str, *, host_id: str = "", also: Path | None = None) -> list[LogLine]:
+Watch = Callable[[Iterator[StoredLine]], Iterator[StoredLine]]
+"""Is given the lines that are looked at, and gives them on: to tell somebody who waits how far it is."""
+
+
+def find_records(
+    directory: Path, identifier: str, *, host_id: str = "", also: Path | None = None, watch: Watch = iter
+) -> list[LogLine]:
     """Every record whose own id, exchange id or start (`sid`) is `identifier`, with the parts of its body, in order."""
     needle = b'"%b"' % identifier.encode("ascii", "replace")
-    return [
-        found
-        for found in log_lines(directory, host_id=host_id, also=also)
-        if needle in found.raw
-        and isinstance(found.line, RecordLine)
-        and identifier
-        in (found.line.id, found.line.exchange_id, found.line.clear.get("sid"), found.line.clear.get("pt_of"))
-    ]
+    found = []
+    for stored in watch(stored_lines(find_log(directory, host_id, also).segments())):
+        line = _parsed(stored.raw, ()) if needle in stored.raw else None
+        if isinstance(line, RecordLine) and identifier in (
+            line.id,
+            line.exchange_id,
+            line.clear.get("sid"),
+            line.clear.get("pt_of"),
+        ):
+            found.append(LogLine(stored.file, stored.number, stored.raw, line))
+    return found
 
 
 class BodyLost(SealBroken):
@@ -298,7 +311,13 @@ class BodyOpener:
 
 
 def open_records(
-    directory: Path, identifier: str, keys: BodyOpener | str | None, *, host_id: str = "", also: Path | None = None
+    directory: Path,
+    identifier: str,
+    keys: BodyOpener | str | None,
+    *,
+    host_id: str = "",
+    also: Path | None = None,
+    watch: Watch = iter,
 ) -> list[Opened]:
     """The records of `find_records` with their bodies; a body that travelled in parts is joined to its record.
 
@@ -306,7 +325,7 @@ def open_records(
     `OperatorError` when that is no key at all; a key that does not fit shows as each record's `problem`.
     """
     opener = keys if isinstance(keys, BodyOpener) else BodyOpener(keys)
-    found = find_records(directory, identifier, host_id=host_id, also=also)
+    found = find_records(directory, identifier, host_id=host_id, also=also, watch=watch)
     opened = []
     keys_of: SegmentFile | None = None
     parts: dict[str, list[bytes]] = {}

@@ -147,10 +147,9 @@ def read_retired(directory: Path) -> tuple[list[RetiredSegment], str | None]:
     return found, None
 
 
-def retired_rolls(directory: Path, segments: Sequence[SegmentFile]) -> list[bytes]:
-    """Every key roll before the first of `segments`, which are those that are still there, oldest first."""
-    gone = read_retired(directory)[0][: segments[0].number - 1 if segments else 0]
-    return [roll for entry in gone for roll in entry.rolls]
+def retired_before(directory: Path, segments: Sequence[SegmentFile]) -> list[RetiredSegment]:
+    """What is left of the segments before the first of `segments`, which are those that are still there."""
+    return read_retired(directory)[0][: segments[0].number - 1 if segments else 0]
 
 
 def was_retired(directory: Path, segment: SegmentFile) -> bool:

@@ -6,7 +6,7 @@ Only clear members are looked at; bodies stay sealed. A record fits when it fits
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 
@@ -14,7 +14,7 @@ import orjson
 
 from secure_llm_proxy.audit.exports import ClearRow, row_of_record
 from secure_llm_proxy.audit.format import FormatError, NewerVersion, RecordLine, parse_line
-from secure_llm_proxy.audit.reading import StoredLine, stored_lines_of
+from secure_llm_proxy.audit.reading import StoredLine, Watch, stored_lines_of
 from secure_llm_proxy.audit.segments import SegmentFile
 from secure_llm_proxy.vocabulary.audit import ClearValue
 from secure_llm_proxy.vocabulary.events import AuditType
@@ -56,9 +56,12 @@ class Selection:
     address: str | None = None
     agent: str | None = None
     email: str | None = None
+    named: bool = False
 
     def fits(self, record: RecordLine) -> bool:
         if (self.since and record.t < self.since) or (self.until and record.t >= self.until):
+            return False
+        if self.named and record.event is None:
             return False
         clear = record.clear
         return all(
@@ -84,14 +87,21 @@ class Selection:
     def needles(self) -> list[bytes]:
         """Bytes of which each stands in every line that fits: a line of the log has one form, so this needs no parser."""
         texts = {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name not in {"since", "until"}
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in {"since", "until", "named"}
         }
         # A user may stand behind `user:`, and a status may be a number.
         return [
-            orjson.dumps(text)[1:-1] if name in {"user", "status"} else orjson.dumps(text)
+            _as_json(text)[1:-1] if name in {"user", "status"} else _as_json(text)
             for name, text in texts.items()
             if text is not None
         ]
+
+
+def _as_json(text: str) -> bytes:
+    # What is no text of UTF-8 stands in no line.
+    return orjson.dumps(text.encode("utf-8", "replace").decode())
 
 
 def _is_by(clear: Mapping[str, ClearValue], user: str | None) -> bool:
@@ -145,7 +155,7 @@ def newest_records(
     limit: int,
     *,
     begin: int = 0,
-    watch: Callable[[Iterator[StoredLine]], Iterator[StoredLine]] = iter,
+    watch: Watch = iter,
 ) -> list[ClearRow]:
     """The last `limit` records that fit, of lines from `begin` on, oldest first. Reads segments from the newest back, until there
     are enough. `watch` is given every line that is looked at.

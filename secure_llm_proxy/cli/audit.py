@@ -205,13 +205,15 @@ def show(context: CommandContext, identifier: str, *, as_json: bool) -> None:
     if settings.kek is None and settings.encryption_enabled:
         raise OperatorError("Opening a record needs AUDIT_KEK; run this as a user who may read the audit writer's key.")
     record_reveal(context, identifier)
-    opened = open_records(
-        settings.directory,
-        identifier,
-        BodyOpener.of(settings),
-        host_id=settings.host_id,
-        also=settings.fallback_directory,
-    )
+    with Progress("looking for the record", size_of(segments_of(settings))) as progress:
+        opened = open_records(
+            settings.directory,
+            identifier,
+            BodyOpener.of(settings),
+            host_id=settings.host_id,
+            also=settings.fallback_directory,
+            watch=progress.over,
+        )
     opened = [found for found in opened if found.record.type != AuditType.REVEAL]
     if not opened:
         raise OperatorError(f"No record has the id {as_cell(identifier)}.")

@@ -59,7 +59,7 @@ def export(context: CommandContext, kind: str, output: Path, *, content: bool, *
     if content and kind != ExportFormat.JSONL:
         raise click.UsageError("--content goes with --format jsonl only.")
     wanted = filter_of(context, question)
-    asked = {name: value for name, value in asdict(wanted).items() if value is not None}
+    asked = {name: value for name, value in asdict(wanted).items() if isinstance(value, str)}
     with whole_file(output) as stream:
         # The file first, so that what can't be written opens no body.
         bodies = _bodies(context, asked) if content else None

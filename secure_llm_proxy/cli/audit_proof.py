@@ -183,9 +183,10 @@ def anchors(context: CommandContext, *, last: bool, from_database: bool) -> None
 
 
 def _signed(context: CommandContext) -> Iterator[tuple[Checkpoint, str]]:
-    segments = segments_of(context.settings.audit)
+    settings = context.settings.audit
+    host, segments = host_directory(settings.directory, settings.host_id), segments_of(settings)
     with Progress("reading", size_of(segments)) as progress:
-        yield from checkpoints(segments, watch=progress.over)
+        yield from checkpoints(host, segments, watch=progress.over)
 
 
 def _kept(context: CommandContext) -> Iterator[tuple[Checkpoint, str]]:

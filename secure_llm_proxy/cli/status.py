@@ -5,15 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections import deque
 from pathlib import Path
 
 import click
 
 from secure_llm_proxy import __version__
-from secure_llm_proxy.audit import RecordLine, log_lines
+from secure_llm_proxy.audit import Selection, newest_records, segments_of, size_of
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import json_option, show_json, show_table
+from secure_llm_proxy.cli.progress import Progress
 from secure_llm_proxy.cli.serve import address_of
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.settings import Settings
@@ -51,12 +51,9 @@ def show_status(context: CommandContext, *, as_json: bool) -> None:
 @pass_context
 def show_events(context: CommandContext, limit: int, wanted: str | None, *, as_json: bool) -> None:
     """Print the newest events of the audit log; contents stay sealed."""
-    found: deque[RecordLine] = deque(maxlen=limit)
-    settings = context.settings.audit
-    for item in log_lines(settings.directory, host_id=settings.host_id, also=settings.fallback_directory):
-        record = item.line
-        if isinstance(record, RecordLine) and record.event is not None and wanted in (None, record.event):
-            found.append(record)
+    segments = segments_of(context.settings.audit)
+    with Progress("looking for events", size_of(segments)) as progress:
+        found = newest_records(segments, Selection(event=wanted, named=True), limit, watch=progress.over)
     if as_json:
         show_json(
             [

@@ -170,6 +170,15 @@ def test_any_text_is_looked_for_as_it_is(host: Installation, value: str) -> None
         assert (ended.code, ended.output) == (0, "[]\n"), (option, ended.errors)
 
 
+def test_the_newest_events_are_those_with_a_name(host: Installation) -> None:
+    first, nameless, last = event(name=EventName.BLOCKED_IP), event(), event(name=EventName.BLOCKED_IP)
+    record(host, first, nameless, last)
+
+    assert ids(host.listed("show-events", "--event", "BLOCKED_IP")) == [first.id, last.id]
+    assert ids(host.listed("show-events", "--limit", "2")) == [first.id, last.id]
+    assert host.listed("show-events", "--event", "\udcff") == []
+
+
 def test_a_user_and_a_project_who_are_not_there_are_said(host: Installation) -> None:
     for option in ("--user", "--project"):
         ended = host.run("audit", "search", option, "nobody-of-that-name")

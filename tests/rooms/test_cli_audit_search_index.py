@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,9 +111,10 @@ def test_every_question_has_the_same_answer_with_and_without_the_index(host: Ind
     def scanned(wanted: Selection) -> list[str]:
         return [row.id for row in newest_records(segments, wanted, 100)]
 
-    def both(**wanted: str) -> list[str]:
-        found = by_index(Selection(**wanted))
-        assert found == scanned(Selection(**wanted))
+    def both(*, named: bool = False, **wanted: str) -> list[str]:
+        selection = replace(Selection(**wanted), named=named)  # type: ignore[arg-type]
+        found = by_index(selection)
+        assert found == scanned(selection)
         # Initials are enough.
         return [name[:1] for name in found if name.endswith(word)]
 
@@ -125,6 +127,7 @@ def test_every_question_has_the_same_answer_with_and_without_the_index(host: Ind
     assert both(model="\u00fc" * 20) == ["E"]
     assert both(decision="%") == ["T"]
     assert both(decision="allow", event="CHAT_REQUEST", type="llm.start") == ["S"]
+    assert both(named=True) == list("SRL")
     assert both(status="429", user=user) == both(status=word) == ["R"]
     assert both(status="complete", user=user) == both(status="200", user=user) == ["E"]
     assert both(request=exchange) == list("SPEL")
@@ -138,7 +141,7 @@ def test_every_question_has_the_same_answer_with_and_without_the_index(host: Ind
         {"until": "2026-01-01T00:00:00.000000Z"},
         {"user": "x"},
     ):
-        assert both(**nothing) == []
+        assert both(**nothing) == []  # type: ignore[arg-type]
     assert not is_indexable(Selection(request="m" * 100))
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ from secure_llm_proxy.audit import (
 )
 from secure_llm_proxy.audit.appender import Rhythm
 from secure_llm_proxy.audit.format import FEATURES, CheckpointLine, KeyRollLine, base64_text, parse_line, strict_base64
+from secure_llm_proxy.audit.notes import Checkpoint
 from secure_llm_proxy.audit.reading import StoredLine
+from secure_llm_proxy.audit.retention import Retention
+from secure_llm_proxy.audit.segments import LogDirectories, SegmentFile
+from secure_llm_proxy.foundation.clock import SystemClock
 from secure_llm_proxy.foundation.errors import NotFoundError, OperatorError
 from tests.support.audit_log import appender, audit_settings, entry
 
@@ -69,6 +74,29 @@ def other_proof(genesis: Genesis) -> bytes:
 
 def proof_of(genesis: Genesis, identifier: str, *, lines_least: int = 0) -> bytes:
     return prove(genesis.directory, segments_in(genesis.directory), identifier, lines_least=lines_least)
+
+
+def signed(genesis: Genesis) -> list[tuple[Checkpoint, str]]:
+    return list(checkpoints(genesis.directory, segments_in(genesis.directory)))
+
+
+class Centuries(SystemClock):
+    """A clock by which every segment is old."""
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(days=36_500)
+
+
+def retire(genesis: Genesis, *, keep: int) -> None:
+    """Afterwards the log has only its last `keep` segments, at least two."""
+    last = segments_in(genesis.directory)[-keep].number
+
+    def is_old(segment: SegmentFile) -> bool:
+        return segment.number < last
+
+    retention = Retention(LogDirectories(genesis.directory), days=1, is_backed_up=is_old, clock=Centuries())
+    retention.retire(lambda _: None)
+    assert len(segments_in(genesis.directory)) == keep
 
 
 def refused(document: bytes, genesis: Genesis) -> bool:
@@ -117,7 +145,7 @@ def test_a_proof_says_what_was_signed_when_and_by_whom(genesis: Genesis, proof: 
 
 
 def test_a_record_is_proven_to_any_later_checkpoint(genesis: Genesis) -> None:
-    for checkpoint, _ in checkpoints(segments_in(genesis.directory)):
+    for checkpoint, _ in signed(genesis):
         if checkpoint.size > 4:
             document = proof_of(genesis, "R0001", lines_least=checkpoint.size)
 
@@ -135,6 +163,46 @@ def test_a_log_that_was_begun_by_the_first_release_proves_its_old_lines(tmp_path
             document = proof_of(genesis, item.line.id)
 
             assert check_proof(document, genesis.owner_public_key).raw == item.raw
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_what_is_left_of_retired_segments_carries_the_proofs_of_the_others(tmp_path: Path, keep: int) -> None:
+    genesis = initialise(audit_settings(tmp_path))
+    for first in (1, 6, 11, 16):
+        grow(genesis, range(first, first + 5))
+    before = [checkpoint for checkpoint, _ in signed(genesis)]
+    retire(genesis, keep=keep)
+
+    for item in log_lines(genesis.directory):
+        if isinstance(item.line, RecordLine):
+            assert check_proof(proof_of(genesis, item.line.id), genesis.owner_public_key).raw == item.raw
+    with pytest.raises(NotFoundError):
+        proof_of(genesis, "R0001")
+    after = [checkpoint for checkpoint, _ in signed(genesis)]
+    assert len([checkpoint for checkpoint in after if checkpoint.size <= segments_first(genesis)]) == 4 - keep
+    assert set(after) < set(before)
+
+
+def segments_first(genesis: Genesis) -> int:
+    return next(stored_lines(segments_in(genesis.directory))).n
+
+
+def test_lines_of_the_first_release_are_proven_behind_retired_ones(tmp_path: Path) -> None:
+    shutil.copytree(SHARED / "first-release", tmp_path, dirs_exist_ok=True)
+    genesis = initialise(audit_settings(tmp_path))
+    old = len(segments_in(genesis.directory))
+    for first in (100, 110, 120):
+        grow(genesis, range(first, first + 5))
+    assert old > 1
+    retire(genesis, keep=old + 2)
+
+    proven = [
+        check_proof(proof_of(genesis, item.line.id), genesis.owner_public_key).n
+        for item in log_lines(genesis.directory)
+        if isinstance(item.line, RecordLine) and item.line.id != "R0124"
+    ]
+    assert proven
+    assert proven[0] < segments_first(genesis) + 10
 
 
 def test_the_owners_restart_is_told(tmp_path: Path) -> None:
@@ -280,12 +348,8 @@ def test_members_of_another_record_log_or_owner_are_refused(
 
 def test_every_other_checkpoint_of_the_log_is_refused(genesis: Genesis, proof: bytes) -> None:
     own = orjson.loads(proof)["checkpoint"]
-    others = [note for _, note in checkpoints(segments_in(genesis.directory)) if note != own]
-    before = [
-        note
-        for checkpoint, note in checkpoints(segments_in(genesis.directory))
-        if checkpoint.size <= orjson.loads(proof)["n"]
-    ]
+    others = [note for _, note in signed(genesis) if note != own]
+    before = [note for checkpoint, note in signed(genesis) if checkpoint.size <= orjson.loads(proof)["n"]]
 
     assert len(before) > 3
     assert all(refused(changed(proof, checkpoint=note), genesis) for note in others)

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from secure_llm_proxy.audit import RecordLine, find_records, log_lines, open_records
+from secure_llm_proxy.audit import (
+    RecordLine,
+    find_log,
+    find_records,
+    log_lines,
+    open_records,
+    segments_in,
+    size_of,
+    stored_lines,
+)
 from secure_llm_proxy.audit.genesis import initialise
 from secure_llm_proxy.foundation.errors import OperatorError
 from tests.support.audit_log import EXCHANGE, KEK, appender, audit_settings, entry, write_log
@@ -17,6 +26,42 @@ def test_all_lines_come_in_order_of_the_log(tmp_path: Path) -> None:
 
     assert [item.line.n for item in lines if item.line] == list(range(18))
     assert [item.number for item in lines] == [1, 2, 3, 4, 5, 6] * 3
+
+
+def test_lines_are_the_same_whether_they_are_parsed_or_not(tmp_path: Path) -> None:
+    genesis = write_log(tmp_path, [[entry(1), entry(2)]])
+    for first in (3, 5):
+        crashed = appender(genesis)
+        crashed.open_segment()
+        crashed.commit([entry(first), entry(first + 1)])
+        # Torn, with a whole line in it: what a power cut may leave.
+        with max(genesis.directory.glob("0*.open")).open("ab") as stream:
+            stream.write(b'{"k":"rec"}\n{"k":"re')
+    second = tmp_path / "second"
+    second.mkdir()
+    closed = next(genesis.directory.glob("00000001-*.jsonl"))
+    closed.rename(second / closed.name)
+    directories = find_log(genesis.directory, also=second)
+
+    stored = list(stored_lines(directories.segments()))
+
+    parsed = list(log_lines(genesis.directory, also=second))
+    assert [(line.file, line.number, line.raw) for line in stored] == [
+        (item.file, item.number, item.raw) for item in parsed
+    ]
+    assert [line.n for line in stored] == [item.line.n for item in parsed if item.line] == list(range(len(stored)))
+    for line in stored:
+        assert line.file.path.read_bytes()[line.offset :].startswith(line.raw + b"\n")
+
+
+def test_what_is_retired_while_it_is_read_is_left_out(tmp_path: Path) -> None:
+    genesis = write_log(tmp_path, [[entry(1)], [entry(2)], [entry(3)]])
+    segments = segments_in(genesis.directory)
+    for segment in segments[:2]:
+        segment.path.unlink()
+
+    assert {line.file.number for line in stored_lines(segments)} == {3}
+    assert size_of(segments) == segments[2].path.stat().st_size
 
 
 def test_a_record_is_found_by_its_id_its_exchange_and_its_start(tmp_path: Path) -> None:
