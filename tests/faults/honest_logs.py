@@ -16,8 +16,13 @@ import orjson
 
 from secure_llm_proxy.audit import Genesis, initialise, verify
 from secure_llm_proxy.audit.appender import Appender, Disk, Entry, LogUnavailable, Rhythm
-from secure_llm_proxy.audit.segments import SegmentState, segments_in
+from secure_llm_proxy.audit.format import subject_in
+from secure_llm_proxy.audit.keystore import KeyStore
+from secure_llm_proxy.audit.reading import BodyOpener
+from secure_llm_proxy.audit.seal import KeyRing
+from secure_llm_proxy.audit.segments import LogDirectories, SegmentState, segments_in
 from secure_llm_proxy.audit.verification import Severity
+from secure_llm_proxy.vocabulary.audit import ClearValue
 from tests.faults.outcome import Outcome, Progress, Say
 from tests.support.audit_log import KEK, Reports, appender, audit_settings, records_in
 
@@ -51,11 +56,13 @@ class _Crash(Exception):
 
 
 class _Disk(Disk):
-    """Fails at random while `angry`, writes short, and ends the process at the call that `crash_in` counts down to."""
+    """Fails at random below the directories that are `angry`, writes short, and ends the process at the call that `crash_in`
+    counts down to.
+    """
 
     def __init__(self, choice: random.Random) -> None:
         self._choice = choice
-        self.angry = False
+        self.angry: frozenset[Path] = frozenset()
         self.crash_in: int | None = None
         self.synced: dict[int, int] = {}
         self.poisoned: set[int] = set()
@@ -64,7 +71,7 @@ class _Disk(Disk):
 
     def create(self, path: Path) -> int:
         self._live()
-        self._fail(0.1)
+        self._fail(0.1, path)
         descriptor = super().create(path)
         inode = os.fstat(descriptor).st_ino
         self.synced[inode] = 0
@@ -72,7 +79,7 @@ class _Disk(Disk):
         return descriptor
 
     def write(self, descriptor: int, content: bytes | memoryview) -> int:
-        self._fail(0.15)
+        self._fail(0.15, _path_of(descriptor))
         if self.crash_in is not None and self.crash_in <= 1:
             super().write(descriptor, content[: self._choice.randrange(len(content))])
         self._live()
@@ -97,12 +104,12 @@ class _Disk(Disk):
         self._live()
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            self._fail(0.2)
+            self._fail(0.2, _path_of(descriptor))
             return
         if status.st_ino in self.poisoned:
             self.synced_after_failure += 1
         try:
-            self._fail(0.2)
+            self._fail(0.2, _path_of(descriptor))
         except OSError:
             self.poisoned.add(status.st_ino)
             raise
@@ -114,11 +121,15 @@ class _Disk(Disk):
             if self.crash_in <= 0:
                 raise _Crash
 
-    def _fail(self, share: float) -> None:
-        if self.angry and self._choice.random() < share:
+    def _fail(self, share: float, path: Path) -> None:
+        if not self.angry.isdisjoint((path, *path.parents)) and self._choice.random() < share:
             self.failures += 1
             error = self._choice.choice(_FAULTS)
             raise OSError(error, os.strerror(error))
+
+
+def _path_of(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
 class _HonestLog:
@@ -129,6 +140,13 @@ class _HonestLog:
         self._settings = audit_settings(home)
         self._genesis: Genesis = initialise(self._settings)
         self._disk = _Disk(self._choice)
+        self._second = home / "second" / "host" if self._choice.random() < 0.5 else None
+        if self._second is not None:
+            self._second.mkdir(parents=True)
+        self._places = [place for place in (self._genesis.directory, self._second) if place is not None]
+        # Half of the logs know persons, who are sealed by keys of their own.
+        self._persons = [f"s_{number:016x}" for number in range(self._choice.choice((0, 4)))]
+        self._key_store = KeyStore.open(self._settings.keys_directory, KeyRing.from_texts(KEK))
         self._offset_ns = 0
         self._rhythm = Rhythm(
             lines=self._choice.randint(2, 30),
@@ -151,12 +169,13 @@ class _HonestLog:
     def live(self) -> None:
         self._open()
         for _ in range(self._choice.randint(4, 28)):
-            self._disk.angry = self._choice.random() < 0.3
+            angry = [place for place in self._places if self._choice.random() < 0.3]
+            self._disk.angry = frozenset(angry)
             try:
                 self._step(self._choice.choice(_STEPS))
             except _Crash:
                 self._after_crash()
-        self._disk.angry = False
+        self._disk.angry = frozenset()
         self._end()
         self._judge()
 
@@ -234,7 +253,7 @@ class _HonestLog:
     def _after_crash(self) -> None:
         self._outcome.count("crashes")
         self._disk.crash_in = None
-        self._disk.angry = False
+        self._disk.angry = frozenset()
         # Who comes after a crash cannot know of a sync that failed just before it.
         self._disk.poisoned.clear()
         opened = self._log._open
@@ -251,7 +270,7 @@ class _HonestLog:
         self._send()
 
     def _cut_power(self) -> None:
-        for segment in segments_in(self._genesis.directory):
+        for segment in LogDirectories(self._genesis.directory, self._second).segments():
             if segment.state is SegmentState.OPEN:
                 status = segment.path.stat()
                 kept = self._choice.randint(self._disk.synced.get(status.st_ino, status.st_size), status.st_size)
@@ -261,7 +280,7 @@ class _HonestLog:
     def _open(self) -> None:
         """Try until a segment is open; a disk that stays angry calms down in the end."""
         for attempt in range(50):
-            self._disk.angry = self._disk.angry and attempt < 5
+            self._disk.angry = self._disk.angry if attempt < 5 else frozenset()
             try:
                 self._log.open_segment(self._workers)
             except OSError:
@@ -271,6 +290,10 @@ class _HonestLog:
         raise AssertionError("a calm disk refuses to open a segment")
 
     def _end(self) -> None:
+        self._finish()
+        self._key_store.close()
+
+    def _finish(self) -> None:
         self._send()
         for start, exchange, worker in self._running:
             self._queue.append(self._entry("llm.end", sid=start, st="complete", rid=exchange, worker=worker))
@@ -299,7 +322,9 @@ class _HonestLog:
         self._made += 1
         self._counters[worker] += 1
         identifier, exchange = f"R{self._made:06d}", rid or f"X{self._made:06d}"
-        members = {"ty": kind, "id": identifier, "rid": exchange, **clear}
+        members: dict[str, ClearValue] = {"ty": kind, "id": identifier, "rid": exchange, **clear}
+        if self._persons and self._choice.random() < 0.7:
+            members["sub"] = self._choice.choice(self._persons)
         sid = clear.get("sid")
         return Entry(
             worker,
@@ -310,6 +335,7 @@ class _HonestLog:
             identifier,
             exchange,
             sid if isinstance(sid, str) else None,
+            subject_in(members),
         )
 
     def _appender(self) -> Appender:
@@ -321,6 +347,8 @@ class _HonestLog:
             rhythm=self._rhythm,
             on_checkpoint=lambda _, note: self._anchors.append(note),
             now_ns=lambda: time.time_ns() + self._offset_ns,
+            key_store=self._key_store,
+            second=self._second,
         )
         for worker, counter in made.carry.seen.items():
             assert counter <= self._counters[worker], "the log knows of a record that nobody sent"
@@ -330,8 +358,14 @@ class _HonestLog:
 
     def _judge(self) -> None:
         outcome, directory = self._outcome, self._genesis.directory
-        report = verify(directory, genesis_public_key=self._genesis.owner_public_key, kek=KEK, anchors=self._anchors)
-        written = Counter(record.id for record in records_in(directory))
+        report = verify(
+            directory,
+            genesis_public_key=self._genesis.owner_public_key,
+            opener=BodyOpener(KEK, keys_directory=self._settings.keys_directory),
+            anchors=self._anchors,
+            also=self._second,
+        )
+        written = Counter(record.id for record in records_in(directory, also=self._second))
         lost = [each for each in self._durable if each not in written]
         alarms = [str(finding) for finding in report.findings if finding.severity is not Severity.NOTE]
         outcome.count("logs")
@@ -344,8 +378,15 @@ class _HonestLog:
         outcome.count("rotations", self._reports.names.count("segment_closed"))
         outcome.count("torn_tails", self._reports.names.count("torn_tail"))
         outcome.count("false_alarms", bool(alarms))
+        if self._second is not None:
+            outcome.count("segments_in_second_directory", len(segments_in(self._second)))
+        outcome.count("bodies_opened", report.bodies_opened)
         seed = f"seed {self._seed}"
         outcome.bar(met=report.ok, otherwise=f"{seed}: {alarms[:3]}")
+        outcome.bar(
+            met=report.bodies_opened == report.records,
+            otherwise=f"{seed}: {report.bodies_opened} of {report.records} bodies open",
+        )
         outcome.bar(met=not lost, otherwise=f"{seed}: lost {lost[:3]}")
         outcome.bar(met=max(written.values(), default=1) == 1, otherwise=f"{seed}: a record stands there twice")
         outcome.bar(

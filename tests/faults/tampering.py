@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from secure_llm_proxy.audit import Genesis, initialise, verify
 from secure_llm_proxy.audit.appender import Appender, Disk, Rhythm
 from secure_llm_proxy.audit.format import leaf
+from secure_llm_proxy.audit.keystore import KeyStore
 from secure_llm_proxy.audit.merkle import TreeEdge
 from secure_llm_proxy.audit.notes import Checkpoint, sign_checkpoint
+from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.audit.segments import GENESIS_NAME, segments_in
 from secure_llm_proxy.audit.verification import Severity, VerificationReport
 from tests.faults.outcome import Outcome, Progress, Say
-from tests.support.audit_log import appender, audit_settings, entry
+from tests.support.audit_log import KEK, appender, audit_settings, entry
 
 Files = Mapping[str, bytes]
 _LINES = 200
@@ -131,12 +134,16 @@ class CorpusLog:
 
 def make_log(folder: Path, lines: int = _LINES) -> CorpusLog:
     """The log of the corpus, with `lines` lines in its first segment."""
-    return _Maker(initialise(audit_settings(folder)), lines).made()
+    settings = audit_settings(folder)
+    genesis = initialise(settings)
+    with closing(KeyStore.open(settings.keys_directory, KeyRing.from_texts(KEK))) as store:
+        return _Maker(genesis, store, lines).made()
 
 
 class _Maker:
-    def __init__(self, genesis: Genesis, lines: int) -> None:
+    def __init__(self, genesis: Genesis, store: KeyStore, lines: int) -> None:
         self._genesis = genesis
+        self._store = store
         self._lines = lines
         self._disk = _FailingOnce()
         self._anchors: list[str] = []
@@ -183,17 +190,21 @@ class _Maker:
             disk=self._disk,
             rhythm=Rhythm(lines=max(4, self._lines // 12), dirty_s=1000.0, idle_s=1000.0, epoch_s=1000.0),
             on_checkpoint=lambda _, note: self._anchors.append(note),
+            key_store=self._store,
         )
 
     def _grow(self, records: int) -> None:
         batch = []
         for _ in range(records):
             self._counter += 1
+            # Every third exchange is a person's.
+            number = (self._counter + 1) // 2
+            whose = {"sub": f"s_{number:016x}"} if number % 3 == 0 else {}
             if self._counter % 2:
-                batch.append(entry(self._counter, kind="llm.start", body=bytes(40), mdl="demo"))
+                batch.append(entry(self._counter, kind="llm.start", body=bytes(40), mdl="demo", **whose))
             else:
                 start = f"R{self._counter - 1:04d}"
-                batch.append(entry(self._counter, kind="llm.end", body=bytes(40), sid=start, st="complete"))
+                batch.append(entry(self._counter, kind="llm.end", body=bytes(40), sid=start, st="complete", **whose))
         self._log.commit(batch)
 
 

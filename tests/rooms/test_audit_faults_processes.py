@@ -1,5 +1,5 @@
-"""The audit log's promises under faults, with a real writer and several real workers: the cheap form of R01 to R04 and R06 to
-R10 and R12. tests/faults/README.md has the long form of each.
+"""The audit log's promises under faults, with a real writer and several real workers: the cheap form of R01 to R04, R06 to
+R10, R12 and R40. tests/faults/README.md has the long form of each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.faults import disks, kills
+from tests.faults import disks, erasure, kills
 from tests.faults.outcome import Outcome, Say
 from tests.support.audit_log import REPOSITORY
 
@@ -103,3 +103,9 @@ def test_short_and_interrupted_writes_leave_no_torn_line(tmp_path: Path) -> None
 
 def test_a_clock_that_jumps_an_hour_back_and_years_ahead_changes_no_order(tmp_path: Path) -> None:
     survived(disks.jump_clock, tmp_path, 6)
+
+
+def test_people_erased_under_load_and_by_a_writer_that_dies_of_it_are_gone_and_nobody_else(tmp_path: Path) -> None:
+    measured = survived(erasure.erase, tmp_path, 6)
+
+    assert measured["bodies_erased"] > 0

@@ -31,8 +31,13 @@ from secure_llm_proxy.vocabulary.events import AuditType, EventName
 _ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE_S = 120.0
 _BIG_BYTES = 600_000
-_PEOPLE = 20
+PEOPLE = 20
 _LEDGER_LINE = len(new_record_id()) + 1
+
+
+def person(number: int) -> str:
+    """The pseudonym of one of those whose exchanges the workers record."""
+    return f"s_{number:016x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +98,17 @@ class _Worker:
     def _exchange(self) -> None:
         exchange = f"exc_{new_record_id()}"
         # Every second exchange is a person's, whose own key seals it.
-        person = {"sub": f"s_{self._random.randrange(_PEOPLE):016x}"} if self._random.random() < 0.5 else {}
-        start = self._event(AuditType.LLM_START, exchange, {"mdl": "demo", **person})
+        whose = {"sub": person(self._random.randrange(PEOPLE))} if self._random.random() < 0.5 else {}
+        start = self._event(AuditType.LLM_START, exchange, {"mdl": "demo", **whose})
         if (queued := self._record(start)) is not None:
             if queued:
                 # Refused, so nothing goes upstream; but it may become durable yet, and gets its end as the gateway does it.
-                self._post(self._event(AuditType.LLM_END, exchange, {"sid": start.id, "st": "not_sent", **person}))
+                self._post(self._event(AuditType.LLM_END, exchange, {"sid": start.id, "st": "not_sent", **whose}))
             return
         if self._random.random() < 0.1:
-            self._record(self._event(AuditType.LLM_PART, exchange, {"dir": "out", **person}))
+            self._record(self._event(AuditType.LLM_PART, exchange, {"dir": "out", **whose}))
         big = _BIG_BYTES if self._random.random() < 0.01 else None
-        self._record(self._event(AuditType.LLM_END, exchange, {"sid": start.id, "st": "complete", **person}, size=big))
+        self._record(self._event(AuditType.LLM_END, exchange, {"sid": start.id, "st": "complete", **whose}, size=big))
 
     def _event(
         self, type_: AuditType, exchange: str, clear: Mapping[str, str], *, size: int | None = None
