@@ -53,6 +53,7 @@ class KeyCare:
         return {
             "keys": _telling(self._keys),
             "erase": _telling(lambda request: self._erase(request, log)),
+            "erase-recorded": _telling(lambda request: self._erase_recorded(request, log)),
             "keks": _telling(self._keks),
             "rewrap": _telling(self._rewrap),
             "keep-system-keys": _telling(self._keep_system_keys),
@@ -81,9 +82,25 @@ class KeyCare:
     def _erase(self, request: Mapping[str, object], log: OwnLog) -> Mapping[str, object]:
         """Destroy, then tell the log, then leave no trace in the file. Done again, it finishes what failed the first time."""
         store, subject = self._opened(), _subject(request)
-        if not log.takes_records:
-            raise ControlRefused(_UNAVAILABLE, "The audit log can't be written now, so nothing was erased.")
+        _require(log)
         kids = store.erase(subject)
+        note, trouble = self._finish(store, log)
+        return {"kids": kids, "erased": _told(store.erased(subject)), "note": note, "trouble": trouble}
+
+    def _erase_recorded(self, request: Mapping[str, object], log: OwnLog) -> Mapping[str, object]:
+        """Keys that the log says were erased, and that a restored key store has brought back."""
+        store, kids = self._opened(), request.get("kids")
+        if not isinstance(kids, list) or not all(isinstance(kid, str) for kid in kids):
+            raise ControlRefused("malformed", "`kids` is no list of names.")
+        if request.get("dry_run") is True:
+            return {"kids": store.held_of(kids), "trouble": None}
+        _require(log)
+        back = store.erase_keys(kids)
+        _, trouble = self._finish(store, log)
+        return {"kids": back, "trouble": trouble}
+
+    def _finish(self, store: KeyStore, log: OwnLog) -> tuple[str | None, str | None]:
+        """The checkpoint's note, and what could not be done."""
         if self._indexes is not None:
             self._indexes.forget()
         note, trouble = None, None
@@ -95,7 +112,7 @@ class KeyCare:
             trouble = f"The keys are destroyed; the log will say so when it can be written again: {error}."
         except KeyStoreUnavailable as error:
             trouble = f"The keys are destroyed, but traces of them may be left in the file; erase again. {error}"
-        return {"kids": kids, "erased": _told(store.erased(subject)), "note": note, "trouble": trouble}
+        return note, trouble
 
     # --- another key-encryption key -----------------------------------------------------------------------------------
 
@@ -142,6 +159,11 @@ def _telling(operation: Operation) -> Operation:
             raise ControlRefused("key_store_unavailable", str(error)) from None
 
     return run
+
+
+def _require(log: OwnLog) -> None:
+    if not log.takes_records:
+        raise ControlRefused(_UNAVAILABLE, "The audit log can't be written now, so nothing was erased.")
 
 
 def _subject(request: Mapping[str, object]) -> str:

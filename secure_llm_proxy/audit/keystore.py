@@ -281,6 +281,31 @@ class KeyStore:
             self._opened.pop(kid, None)
         return kids
 
+    def held_of(self, kids: Sequence[str]) -> list[str]:
+        """Those of `kids` that are subjects' keys here."""
+        wanted = set(kids)
+        rows = self._run(lambda database: database.execute("SELECT kid FROM subject_keys ORDER BY kid").fetchall())
+        return [str(kid) for (kid,) in rows if kid in wanted]
+
+    def erase_keys(self, kids: Sequence[str]) -> list[str]:
+        """Destroy these keys and no others, as `erase` does: what an older copy of this file has brought back."""
+        now = int(self._now_s())
+        back = self.held_of(kids)
+
+        def erase(database: sqlite3.Connection) -> None:
+            for kid in back:
+                database.execute(
+                    "INSERT OR REPLACE INTO erased_keys (kid, subject, erased_at)"
+                    " SELECT kid, subject, ? FROM subject_keys WHERE kid = ?",
+                    (now, kid),
+                )
+                database.execute("DELETE FROM subject_keys WHERE kid = ?", (kid,))
+
+        self._current.clear()
+        self._opened.clear()
+        self._change(erase)
+        return back
+
     def compact(self) -> None:
         """Afterwards no byte of what was deleted is left in the database or its write-ahead log.
 
@@ -570,6 +595,8 @@ class KeyStore:
         return self._run(within)
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._database is not None:
+            self._look()
         with self._telling():
             if self._database is None:
                 self._connect()

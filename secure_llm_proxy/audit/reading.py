@@ -364,6 +364,16 @@ def opened_body(opener: BodyOpener, record: RecordLine) -> tuple[bytes | None, s
         return None, "The body cannot be opened with this key, or is not what was sealed."
 
 
+def erased_keys_in(segments: Sequence[SegmentFile]) -> list[str]:
+    """Names of the keys that the log says were erased, in order; each once."""
+    kids: dict[str, None] = {}
+    for item in stored_lines(segments):
+        line = _parsed(item.raw, FEATURES) if b'"ty":"subject.erased"' in item.raw else None
+        if isinstance(line, RecordLine) and line.type == AuditType.SUBJECT_ERASED:
+            kids |= dict.fromkeys(str(line.clear.get("kids")).split(","))
+    return list(kids)
+
+
 @dataclass(frozen=True, slots=True)
 class SystemKey:
     """A segment's own key as its line names it: wrapped by the key-encryption key of the id `kek`; base64 as it stands."""

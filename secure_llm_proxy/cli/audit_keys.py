@@ -16,6 +16,7 @@ import orjson
 from secure_llm_proxy.audit import (
     KeyRing,
     WriterControl,
+    erased_keys_in,
     find_host_id,
     read_genesis,
     running_writer,
@@ -51,6 +52,11 @@ class _Held(NamedTuple):
 @click.command()
 @click.option("--user", metavar="NAME|usr_ID", help="A user of ours: by name, or by id also when the user is deleted.")
 @click.option("--person", metavar="EXTERNAL-ID", help="Somebody whom an application names (X-User-ID, `user`).")
+@click.option(
+    "--recorded",
+    is_flag=True,
+    help="Everybody whom the log says was erased: after the key store was restored from a backup.",
+)
 @click.option("--dry-run", is_flag=True, help="Only tell which keys would be destroyed.")
 @click.option(
     "--certificate",
@@ -66,6 +72,7 @@ def erase(
     person: str | None,
     certificate: Path | None,
     *,
+    recorded: bool,
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -75,6 +82,11 @@ def erase(
     The log stays whole and verifies; what is readable in it (times, counts, pseudonyms) stays. Run it on every host. Once more
     for the same person finishes what an earlier run could not, and writes the certificate again.
     """
+    if recorded:
+        if user is not None or person is not None or certificate is not None:
+            raise click.UsageError("--recorded goes with neither --user, --person nor --certificate.")
+        _erase_recorded(context, dry_run=dry_run, yes=yes, as_json=as_json)
+        return
     who = _person(context, user, person)
     with _control(context) as control:
         held = [_held(control, subject) for subject in who.subjects]
@@ -129,9 +141,26 @@ def _erase(
     click.echo(f"{destroyed} keys are destroyed, and the log says so. The certificate: {as_cell(path)}")
 
 
+def _erase_recorded(context: CommandContext, *, dry_run: bool, yes: bool, as_json: bool) -> None:
+    with _control(context) as control:
+        kids = erased_keys_in(segments_of(context.audit_settings))
+        back = cast("list[str]", control.ask("erase-recorded", kids=kids, dry_run=True)["kids"])
+        if dry_run or not back:
+            told = f"Of {len(kids)} keys that the log says were erased, {len(back)} are here."
+            show_json({"erased": len(kids), "back": back}) if as_json else click.echo(told)
+            return
+        confirm(f"Destroy {len(back)} keys that the log says were erased before. Go on?", yes=yes)
+        answer = context.recorded(
+            "audit.erase", "recorded", {"keys": len(back)}, {}, partial(control.ask, "erase-recorded", kids=kids)
+        )
+    if answer["trouble"]:
+        raise OperatorError(str(answer["trouble"]))
+    show_json({"erased": len(kids), "back": back}) if as_json else click.echo(f"{len(back)} keys are destroyed again.")
+
+
 def _person(context: CommandContext, user: str | None, person: str | None) -> _Person:
     if (user is None) == (person is None):
-        raise click.UsageError("Name one of --user and --person.")
+        raise click.UsageError("Name one of --user, --person and --recorded.")
     key = context.person_key
     if person is not None:
         return _Person(person, (pseudonym(key, person),))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,30 @@ def test_a_person_of_an_application_is_erased_and_a_stranger_needs_nothing(host:
     assert body_of(host, theirs) is None
 
 
+def test_a_restored_key_store_brings_nobody_back_for_long(host: Installation, tmp_path: Path) -> None:
+    hers, theirs = event(sub=subject_of(host, "ext-7"), body=b"hers"), event(sub=subject_of(host, "ext-8"))
+    record(host, hers, theirs)
+    settings = load_audit_writer_settings(host.environment)
+    with (
+        closing(sqlite3.connect(settings.keys_directory / "keys.db")) as database,
+        closing(sqlite3.connect(tmp_path / "snapshot")) as snapshot,
+    ):
+        database.backup(snapshot)
+    host.told("audit", "erase", "--person", "ext-7", "--yes", "--certificate", str(tmp_path / "certificate"))
+    assert host.told("audit", "erase", "--recorded")["back"] == []
+
+    for path in settings.keys_directory.glob("keys.db*"):
+        path.unlink()
+    (tmp_path / "snapshot").rename(settings.keys_directory / "keys.db")
+    assert body_of(host, hers) == b"hers"
+    dry = host.told("audit", "erase", "--recorded", "--dry-run")
+    done = host.told("audit", "erase", "--recorded", "--yes")
+
+    assert dry["back"] == done["back"]
+    assert [body_of(host, one) for one in (hers, theirs)] == [None, b"the body"]
+    assert host.run("audit", "verify", "--content").code == 0
+
+
 def test_nothing_is_erased_without_a_yes_a_name_or_a_place_for_the_certificate(
     host: Installation, tmp_path: Path
 ) -> None:
@@ -113,6 +139,7 @@ def test_nothing_is_erased_without_a_yes_a_name_or_a_place_for_the_certificate(
         (["--person", "x", "--user", "y"], 2),
         (["--user", "nobody", "--yes"], 1),
         (["--person", "ext-7"], 1),
+        (["--person", "ext-7", "--recorded"], 2),
         (["--person", "ext-7", "--yes", "--certificate", str(taken)], 1),
         (["--person", "ext-7", "--yes", "--certificate", str(tmp_path / "no" / "where")], 1),
     ):
