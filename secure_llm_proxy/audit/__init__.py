@@ -5,6 +5,7 @@ the writer, a process of its own (`python -m secure_llm_proxy.audit`) that alone
 durable lines in segments, format version 1 (docs/audit-format.md), that verify offline with a public key.
 When it fails: closed. A record that is not on disk raises `Unavailable`, and the request it stands for is refused; the
 writer never acknowledges what it did not sync, gives up a segment whose disk failed, and comes back by itself.
+The index (`audit.index`, `audit.index_search`) is imported where it is used: the writer has no database and no room for one.
 Source: C2SP XAES-256-GCM; RFC 9162 leaf hashes; Vault's fail-closed audit devices; PostgreSQL's lesson about fsync.
 """
 
@@ -22,7 +23,6 @@ from secure_llm_proxy.audit.exports import (
 )
 from secure_llm_proxy.audit.format import EndLine, KeyLine, NewerLine, RecordLine, SegmentLine
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, find_host_id, initialise, read_genesis
-from secure_llm_proxy.audit.index_search import IndexDiffers, indexed_lines, indexed_places, is_indexable, lines_at
 from secure_llm_proxy.audit.journal import SocketJournal
 from secure_llm_proxy.audit.keystore import KeyStoreUnavailable
 from secure_llm_proxy.audit.proof import ProofBroken, ProofNewer, Proven, check_proof, checkpoints, prove
@@ -80,7 +80,6 @@ __all__ = [
     "Found",
     "Genesis",
     "GenesisBroken",
-    "IndexDiffers",
     "KeyLine",
     "KeyRing",
     "KeyStoreUnavailable",
@@ -117,11 +116,7 @@ __all__ = [
     "find_records",
     "flat_members",
     "host_directory",
-    "indexed_lines",
-    "indexed_places",
     "initialise",
-    "is_indexable",
-    "lines_at",
     "log_lines",
     "new_reader_seed",
     "newest_records",

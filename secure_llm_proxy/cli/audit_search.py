@@ -12,14 +12,9 @@ from secure_llm_proxy.admission import parse_address
 from secure_llm_proxy.audit import (
     ClearRow,
     GenesisBroken,
-    IndexDiffers,
     Selection,
     flat_members,
     host_directory,
-    indexed_lines,
-    indexed_places,
-    is_indexable,
-    lines_at,
     newest_records,
     read_genesis,
     rows_of,
@@ -28,6 +23,7 @@ from secure_llm_proxy.audit import (
     size_of,
 )
 from secure_llm_proxy.audit.blind_indexes import BlindIndexes
+from secure_llm_proxy.audit.index_search import IndexDiffers, indexed_lines, indexed_places, is_indexable, lines_at
 from secure_llm_proxy.audit.keystore import KeyStore, KeyStoreUnavailable
 from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.audit.segments import SegmentFile

@@ -118,3 +118,13 @@ def test_a_command_that_holds_no_key_lets_the_writer_find_its_own(
         journal.close()
 
     assert check(settings).bodies_opened == 1
+
+
+def test_the_writer_imports_no_database_and_no_server() -> None:
+    code = "import sys, secure_llm_proxy.audit.__main__; print(' '.join(sys.modules))"
+
+    imported = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=WAIT_S, check=True
+    )
+
+    assert {"sqlalchemy", "flask", "gunicorn", "click"} & set(imported.stdout.split()) == set()

@@ -12,15 +12,12 @@ from sqlalchemy import delete, update
 from secure_llm_proxy.audit import (
     Selection,
     SocketJournal,
-    indexed_lines,
-    indexed_places,
-    is_indexable,
-    lines_at,
     newest_records,
     rows_of,
     segments_of,
     select,
 )
+from secure_llm_proxy.audit.index_search import indexed_lines, indexed_places, is_indexable, lines_at
 from secure_llm_proxy.audit.index_shipping import IndexRebuilder
 from secure_llm_proxy.audit.models import AuditIndexRow, AuditIndexStateRow
 from secure_llm_proxy.audit.segment_reader import SegmentReader
@@ -28,10 +25,13 @@ from secure_llm_proxy.foundation.clock import SystemClock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.identifiers import RecordId
 from secure_llm_proxy.settings import load_settings
+from secure_llm_proxy.settings.database_url import normalise_database_url
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from tests.support.audit_log import event
+from tests.support.identity_room import migrated_database
 from tests.support.installation import Installation, fresh, installation_in
+from tests.support.postgresql import PrivatePostgreSQL
 
 PROJECT = "prj_01KAHG0000000000000000TEST"
 
@@ -44,8 +44,9 @@ class IndexedHost:
         self.settings = load_settings(installation.environment)
         self.database = Database(self.settings.database)
 
-    def index(self) -> None:
-        IndexRebuilder(self.database, SystemClock()).rebuild(SegmentReader(self.settings.audit), afresh=True)
+    def index(self, database: Database | None = None) -> None:
+        rebuilder = IndexRebuilder(database or self.database, SystemClock())
+        rebuilder.rebuild(SegmentReader(self.settings.audit), afresh=True)
 
     def record(self, *events: AuditEvent) -> None:
         journal = SocketJournal(self.settings.audit)
@@ -67,7 +68,19 @@ def host(short_folder: Path) -> Iterator[IndexedHost]:
         made.database.close()
 
 
-def test_every_question_has_the_same_answer_with_and_without_the_index(host: IndexedHost) -> None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, host: IndexedHost) -> Iterator[Database]:
+    if request.param == "sqlite":
+        yield host.database
+        return
+    server = request.getfixturevalue("postgresql")
+    assert isinstance(server, PrivatePostgreSQL)
+    made = migrated_database(normalise_database_url(server.create_database()))
+    yield made
+    made.close()
+
+
+def test_every_question_has_the_same_answer_with_and_without_the_index(host: IndexedHost, database: Database) -> None:
     word = fresh("i")
     user, kid, other = f"usr_{word}", word[:8], word[1:9]
     identity: dict[str, ClearValue] = {"ak": kid, "usr": user, "prj": PROJECT, "sub": "s_" + "0a" * 8}
@@ -99,13 +112,13 @@ def test_every_question_has_the_same_answer_with_and_without_the_index(host: Ind
         ),
         record(f"T{word}", AuditType.REFUSED, "exc_y", None, subject=kid, mdl="m" * 100, dec="%"),
     )
-    host.index()
-    log, lines = "slp.default/here", host.database.run(lambda session: indexed_lines(session, "slp.default/here"))
+    host.index(database)
+    log, lines = "slp.default/here", database.run(lambda session: indexed_lines(session, "slp.default/here"))
     segments = segments_of(host.settings.audit)
 
     def by_index(wanted: Selection) -> list[str]:
         assert is_indexable(wanted)
-        places = host.database.run(lambda session: indexed_places(session, log, wanted, below=lines, limit=100))
+        places = database.run(lambda session: indexed_places(session, log, wanted, below=lines, limit=100))
         return [row.id for row in rows_of(select(lines_at(segments, places), wanted))]
 
     def scanned(wanted: Selection) -> list[str]:
