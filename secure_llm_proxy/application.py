@@ -131,7 +131,11 @@ def _web_house(settings: Settings, services: Services) -> WebHouse:
                 "provider": "demo" if services.demo else "openai_compatible",
                 "provider_certificate_checked": settings.upstream.ssl_verify,
             },
-            "audit": {"encrypted": audit.encryption_enabled, "state": services.troubles["audit"]() or "ok"},
+            "audit": {
+                "encrypted": audit.encryption_enabled,
+                "state": services.troubles["audit"]() or "ok",
+                **services.standing.told(),
+            },
             "licence": None,
             "compliance_status": None,
         }

@@ -23,6 +23,7 @@ from secure_llm_proxy.admission.rules import (
 from secure_llm_proxy.audit import AuditReader, SocketJournal
 from secure_llm_proxy.audit.evidence import Evidence
 from secure_llm_proxy.audit.read_evidence import ReadEvidence
+from secure_llm_proxy.audit.standing import LogStanding, standing_of
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.database import Database
@@ -89,6 +90,7 @@ class Services:
     house: House
     watch: Watch
     troubles: Mapping[str, Callable[[], str | None]]
+    standing: LogStanding
     demo: bool
     _greenlets: list[gevent.Greenlet[..., None]] = field(default_factory=list)
 
@@ -230,7 +232,15 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         metrics=metrics,
         person_key=derive_key(secret_key, "slp/person"),
     )
-    troubles = {"database": database.trouble, "audit": journal.trouble, "upstream": upstream.trouble}
+    standing = standing_of(settings.audit, database, required=settings.is_production)
+    metrics.show_gauges(standing.gauges)
+    troubles = {
+        "database": database.trouble,
+        "audit": journal.trouble,
+        "disk": standing.disk_trouble,
+        "evidence": standing.evidence_trouble,
+        "upstream": upstream.trouble,
+    }
     if settings.redis.url is not None:
         troubles["redis"] = throttle.trouble
     return Services(
@@ -259,6 +269,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         house=house,
         watch=Watch(house.running, identity, clock),
         troubles={name: _kept(ask) for name, ask in troubles.items()},
+        standing=standing,
         demo=demo,
     )
 

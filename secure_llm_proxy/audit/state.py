@@ -128,16 +128,6 @@ def read_state(path: Path) -> WriterState | None:
         return None
 
 
-def disk_trouble(path: Path) -> str | None:
-    """A sentence when new requests are refused for want of room, or nobody knows whether there is any."""
-    state = read_state(path)
-    if state is None:
-        return f"The audit writer has left no word of its disk in {path}."
-    if state.age_s > OLD_S:
-        return f"The audit writer has told nothing of its disk for {state.age_s:.0f} s."
-    return state.room
-
-
 def _age_s(t: str) -> float:
     """A clock that was set back makes nothing fresher than new."""
     return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(t)).total_seconds())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ import redis
 
 from secure_llm_proxy.audit import GenesisBroken, read_genesis
 from secure_llm_proxy.audit.segments import host_directory
+from secure_llm_proxy.audit.standing import NOT_ANCHORED, standing_of
+from secure_llm_proxy.audit.state import OLD_S, WriterState, read_state
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import json_option, show_json, show_table
 from secure_llm_proxy.cli.serve import address_of
@@ -29,7 +30,8 @@ from secure_llm_proxy.settings.strength import weakness_of
 from secure_llm_proxy.upstream import OpenAiCompatibleProvider
 
 _PYTHON_MIN = (3, 11)
-_FREE_BYTES_MIN = 1 << 30
+# So many heartbeats late, a checkpoint is missing and not only awaited.
+_CHECKPOINTS_MISSED = 3
 
 
 class Level(StrEnum):
@@ -84,6 +86,7 @@ def _examine(context: CommandContext) -> Iterator[Check]:
     yield _guarded("audit root of trust", lambda: _genesis(context))
     yield _audit_writer(settings)
     yield _disk(settings)
+    yield from _evidence(context)
     yield _guarded("provider", lambda: _provider(settings))
     yield _server(settings)
 
@@ -195,14 +198,62 @@ def _audit_writer(settings: Settings) -> Check:
 
 
 def _disk(settings: Settings) -> Check:
-    place = settings.audit.directory
+    audit = settings.audit
+    place = audit.directory
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    found = f"{free / (1 << 30):.1f} GiB free for the audit log"
-    if free < _FREE_BYTES_MIN:
-        return Check("disk", Level.FAILED, found, "free some, or move AUDIT_DIR: without room no request is served")
-    return Check("disk", Level.OK, found)
+    found = os.statvfs(place)
+    free = found.f_bavail * found.f_frsize
+    needed = max(audit.free_bytes_min, int(found.f_blocks * found.f_frsize * audit.free_percent_min / 100))
+    told = f"{free / (1 << 30):.1f} GiB free for the audit log, new requests need {needed / (1 << 30):.1f}"
+    if free < needed:
+        return Check(
+            "disk",
+            Level.FAILED,
+            told,
+            "free some, move AUDIT_DIR, or retire segments (AUDIT_RETENTION_DAYS): docs/audit.md",
+        )
+    if free < 2 * needed:
+        return Check("disk", Level.WARNING, told, "free some soon: below that no request is served")
+    return Check("disk", Level.OK, told)
+
+
+def _evidence(context: CommandContext) -> Iterator[Check]:
+    """What the writer says of itself: its newest checkpoint, anchors and sinks. Nothing while none is running."""
+    settings = context.settings
+    state = read_state(settings.audit.state_path)
+    if state is None:
+        return
+    if state.age_s > OLD_S:
+        fix = "look at its log; restart secure-llm-audit.service"
+        yield Check("audit writer's state", Level.FAILED, f"{state.age_s:.0f} s old", fix)
+        return
+    age_s = state.checkpoint_age_s
+    if age_s is None or age_s > _CHECKPOINTS_MISSED * settings.audit.heartbeat_s:
+        found = "none since the start" if age_s is None else f"the newest is {age_s:.0f} s old"
+        level = Level.WARNING if age_s is not None else Level.OK
+        yield Check("audit checkpoints", level, found, "look at the audit writer's log" if age_s is not None else "")
+    else:
+        yield Check("audit checkpoints", Level.OK, f"the newest covers {state.checkpoint_n} lines, {age_s:.0f} s old")
+    for sink in state.sinks:
+        level = Level.OK if sink.trouble is None else Level.FAILED if sink.policy == "all" else Level.WARNING
+        fix = "" if sink.trouble is None else "bring it back, or correct AUDIT_SINK; it gets what it missed by itself"
+        yield Check("audit sink", level, sink.trouble or f"{sink.name}, {sink.behind} lines behind", fix)
+    for anchor in state.anchors:
+        if anchor.trouble is not None:
+            fix = f"bring it back, or correct AUDIT_ANCHOR_{anchor.name.upper()}"
+            yield Check(f"audit anchor {anchor.name}", Level.WARNING, anchor.trouble, fix)
+        elif anchor.n is not None:
+            yield Check(f"audit anchor {anchor.name}", Level.OK, f"a checkpoint over {anchor.n} lines stands there")
+    yield _guarded("audit anchors", lambda: _anchored(context, state))
+
+
+def _anchored(context: CommandContext, state: WriterState) -> Check:
+    standing = standing_of(context.settings.audit, context.database, required=context.settings.is_production)
+    if standing.is_anchored_off_host(state):
+        return Check("audit anchors", Level.OK, "checkpoints leave this host")
+    what, _, fix = NOT_ANCHORED.partition(". ")
+    return Check("audit anchors", Level.WARNING, what, fix.removesuffix("."))
 
 
 def _provider(settings: Settings) -> Check:

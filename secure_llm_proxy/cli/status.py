@@ -11,6 +11,8 @@ import click
 
 from secure_llm_proxy import __version__
 from secure_llm_proxy.audit import Selection, newest_records, segments_of, size_of
+from secure_llm_proxy.audit.standing import NOT_ANCHORED, standing_of
+from secure_llm_proxy.audit.state import OLD_S, read_state
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import json_option, show_json, show_table
 from secure_llm_proxy.cli.progress import Progress
@@ -35,6 +37,7 @@ def show_status(context: CommandContext, *, as_json: bool) -> None:
         "database": _database_state(context),
         "redis": "configured" if settings.redis.url is not None else "not used (one worker)",
         "audit_log": _audit_state(settings),
+        "audit_evidence": _audit_evidence(context),
         "provider": "configured" if settings.upstream.api_url is not None else "none, the demo model answers",
         "relaxed_settings": [f"{name} {why}" for name, why in relaxed_settings(settings)],
     }
@@ -141,3 +144,22 @@ def _audit_state(settings: Settings) -> str:
         return "empty"
     size = sum(path.stat().st_size for path in segments)
     return f"{len(segments)} segments, {size / 1024:.0f} KiB, {'sealed' if settings.audit.encryption_enabled else 'READABLE'}"
+
+
+def _audit_evidence(context: CommandContext) -> str:
+    """What the audit writer tells of its disk, sinks and anchors."""
+    audit = context.settings.audit
+    state = read_state(audit.state_path)
+    if state is None or state.age_s > OLD_S:
+        return "no audit writer tells of it"
+    standing = standing_of(audit, context.database, required=context.settings.is_production)
+    told = list(state.troubles)
+    try:
+        if not standing.is_anchored_off_host(state):
+            told.append(NOT_ANCHORED.partition(". ")[0] + ".")
+    except OperatorError as error:
+        told.append(str(error))
+    checkpoint = f"{state.n} lines" + (
+        f", {state.checkpoint_n} of them under a checkpoint" if state.checkpoint_n else ""
+    )
+    return " ".join([f"{checkpoint}.", *told])

@@ -10,12 +10,14 @@ import logging
 import os
 from bisect import bisect_left
 from collections import Counter as Counted
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 from gevent import get_hub
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 
 log = logging.getLogger(__name__)
@@ -102,6 +104,7 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._host_gauges: Callable[[], Mapping[str, tuple[str, float]]] = dict
         self._held: list[ExchangeFacts] = []
         self._open_exchanges = 0
         self._timer: Any = None
@@ -115,6 +118,15 @@ class Metrics:
         """From now on count together, every 0.1 s, in this thread's event loop: 2 instead of 14 µs a request (2026-11)."""
         # A repeating one: libev fires a single shot at once when it is started for the second time.
         self._timer = get_hub().loop.timer(_HELD_S, _HELD_S)
+
+    def show_gauges(self, ask: Callable[[], Mapping[str, tuple[str, float]]]) -> None:
+        """At each scrape also show what `ask` returns: by name, what a figure of this host means and the figure."""
+        self._host_gauges = ask
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """See `prometheus_client.registry.Collector`."""
+        for name, (meaning, figure) in self._host_gauges().items():
+            yield GaugeMetricFamily(name, meaning, value=figure)
 
     def opened(self) -> None:
         """Never raises: counting must not cost a request."""
@@ -223,7 +235,10 @@ def _process_id() -> int:
 def render_metrics(metrics: Metrics) -> tuple[bytes, str]:
     """The text of /metrics and its content type, over all workers of this host."""
     metrics.flush()
-    return generate_latest(_readable(metrics)), CONTENT_TYPE_LATEST
+    # The figures of the host come last: they are asked for once, not once for each worker.
+    host = CollectorRegistry()
+    host.register(metrics)
+    return generate_latest(_readable(metrics)) + generate_latest(host), CONTENT_TYPE_LATEST
 
 
 def _readable(metrics: Metrics) -> CollectorRegistry:

@@ -16,6 +16,9 @@ from secure_llm_proxy.foundation.clock import SystemClock, rfc3339
 from secure_llm_proxy.web.headers import SECURITY_HEADERS
 from secure_llm_proxy.web.house import the_house
 
+# What a balancer can't mend by sending requests elsewhere: the provider, and what the audit log is worth as evidence.
+_NOT_NEEDED = frozenset({"upstream", "evidence"})
+
 
 def make_operations_doors() -> Blueprint:
     doors = Blueprint("operations", __name__)
@@ -47,8 +50,8 @@ def make_operations_doors() -> Blueprint:
     @doors.get("/health/ready")
     def ready() -> Response:
         dependencies = _dependencies()
-        # Every listed part is needed: limits without Redis run on this host's share, which a balancer should know.
-        good = all(state == "ok" for name, state in dependencies.items() if name != "upstream")
+        # Every other part is needed: limits without Redis run on this host's share, which a balancer should know.
+        good = all(state == "ok" for name, state in dependencies.items() if name not in _NOT_NEEDED)
         body = {"status": "ready" if good else "not_ready", "dependencies": dependencies}
         return _json(body, 200 if good else 503)
 
