@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from pathlib import Path
 
 from secure_llm_proxy.audit.alarms import Alarms
 from secure_llm_proxy.audit.anchors import Anchors
@@ -26,6 +27,7 @@ from secure_llm_proxy.audit.keystore import KeyStore
 from secure_llm_proxy.audit.reader_child import ReaderChild
 from secure_llm_proxy.audit.retention import retention_of
 from secure_llm_proxy.audit.room import Room
+from secure_llm_proxy.audit.rooms import Rooms
 from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.audit.second_directory import open_directories, refuse_a_vanished_log
 from secure_llm_proxy.audit.sinks import SecondSink, sink_of
@@ -74,11 +76,13 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     # Not before the epoch key shows that this is the right key-encryption key.
     key_store = KeyStore.open(settings.keys_directory, ring) if ring and epoch.check() else None
     directories = open_directories(settings, genesis, report)
+    room = Rooms([(directory, _room(directory, settings)) for directory in directories.all])
     appender = Appender(
         genesis,
         ring.current if ring else None,
         epoch,
         second=directories.second,
+        is_short=room.is_short,
         segment_bytes_max=settings.segment_bytes_max,
         segment_age_s=settings.segment_age_s,
         rhythm=Rhythm(
@@ -112,13 +116,6 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     if second is not None:
         needed = settings.sink_policy == "all"
         sink = SecondSink(second, directories, name=settings.sink, needed=needed, report=report, wake=wake)
-    room = Room(
-        host,
-        bytes_min=settings.free_bytes_min,
-        percent_min=settings.free_percent_min,
-        reserve_bytes=settings.reserve_bytes,
-        report=report,
-    )
     writer = Writer(
         appender,
         listener,
@@ -149,6 +146,16 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
         key_store.close()
     report("writer_stopped")
     os.close(lock)
+
+
+def _room(directory: Path, settings: AuditSettings) -> Room:
+    return Room(
+        directory,
+        bytes_min=settings.free_bytes_min,
+        percent_min=settings.free_percent_min,
+        reserve_bytes=settings.reserve_bytes,
+        report=report,
+    )
 
 
 def _settings_of_parent() -> AuditSettings:

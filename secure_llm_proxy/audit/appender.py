@@ -72,6 +72,8 @@ from secure_llm_proxy.audit.segments import (
 from secure_llm_proxy.foundation.errors import OperatorError
 
 _NONCES_DRAWN = 256
+# A directory that has room and takes nothing all the same is not tried all the time.
+_MOVE_S = 60.0
 # How long a key roll that failed waits for its next try.
 _ROLL_RETRY_S = 60.0
 _TREE_PROGRESS_LINES = 1_000_000
@@ -181,6 +183,7 @@ class Appender:
         report: Callable[..., None],
         rhythm: Rhythm | None = None,
         second: Path | None = None,
+        is_short: Callable[[Path], bool] | None = None,
         disk: Disk | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         on_checkpoint: Callable[[Checkpoint, str], None] | None = None,
@@ -201,6 +204,9 @@ class Appender:
         self._roll_at_s = float("inf")
         self._genesis = genesis
         self._directories = LogDirectories(genesis.directory, second)
+        # Whether a directory lacks room that the other one has.
+        self._is_short = is_short or (lambda _: False)
+        self._moved_s = float("-inf")
         self._kek = kek
         self._key_store = key_store
         self._segment_bytes_max = segment_bytes_max
@@ -383,11 +389,6 @@ class Appender:
         return self._open is not None and self._open.holds_records
 
     @property
-    def directory(self) -> Path:
-        """Where lines go: that of the open segment, else the first."""
-        return self._open.file.directory if self._open is not None else self._directories.first
-
-    @property
     def settled(self) -> Settled:
         """How far others may follow: lines that are synced, and not the first ones of a segment that may yet be taken back."""
         segment, previous = self._open, self._previous
@@ -416,11 +417,13 @@ class Appender:
     def open_segment(self, connected: Collection[str] = (), *, after_failure_in: Path | None = None) -> None:
         """Afterwards a new segment takes lines; its first lines are on disk. Raises `OSError`, and then nothing is left.
 
-        It lies in the first directory that takes it; one whose disk has just failed is asked last.
+        It lies in the first directory that takes it; one whose disk has just failed, or that is short of room, is asked last.
         """
         if self._tree.size != (self._previous.n + 1 if self._previous else 0):
             raise RuntimeError("the tree does not cover the log")
-        *others, last = sorted(self._directories.all, key=lambda place: place == after_failure_in)
+        *others, last = sorted(
+            self._directories.all, key=lambda place: (place == after_failure_in, self._is_short(place))
+        )
         for place in others:
             try:
                 self._open_in(place, connected)
@@ -544,6 +547,11 @@ class Appender:
         now = time.monotonic()
         big = segment.size >= self._segment_bytes_max
         if segment.grown and (big or now >= segment.opened_s + self._segment_age_s):
+            self.rotate(connected)
+            segment = self._opened()
+        elif now >= self._moved_s + _MOVE_S and self._is_short(segment.file.directory):
+            self._moved_s = now
+            self._report("directory_short_of_room", directory=str(segment.file.directory))
             self.rotate(connected)
             segment = self._opened()
         try:

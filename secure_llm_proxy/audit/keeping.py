@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from secure_llm_proxy.audit.backup import Backup, Copied
+from secure_llm_proxy.audit.control import ControlRefused, Operation
 from secure_llm_proxy.audit.errands import Errands, NotDone
 from secure_llm_proxy.audit.retention import NotRetired, Retention
 from secure_llm_proxy.audit.retirement import RetiredSegment
@@ -83,6 +84,17 @@ class Keeper:
         with self._changed:
             self._wanted = True
             self._changed.notify()
+
+    def operations(self) -> dict[str, Operation]:
+        """What the writer's operator may ask of it: `backup` with `now` or without; answered with the newest state."""
+        return {"backup": self._asked_by_operator}
+
+    def _asked_by_operator(self, request: Mapping[str, object]) -> Mapping[str, object]:
+        if not self.state.enabled:
+            raise ControlRefused("backup_disabled", "AUDIT_BACKUP_ENABLED is false: no backup is made.")
+        if request.get("now") is True:
+            self.back_up_now()
+        return self.state.values()
 
     def stop(self) -> None:
         """Return when the thread has ended, or will not within seconds."""

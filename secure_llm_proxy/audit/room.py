@@ -21,7 +21,10 @@ _GROWTH = 1.5
 
 
 class Room:
-    """`has_room` is as of the last `look` and what was written since. Before the first look there is room."""
+    """`has_room` is as of the last `look` and what was written since. Before the first look there is room.
+
+    `answers` False: the disk couldn't even be asked.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class Room:
         self._looked_s = float("-inf")
         self._minimum = bytes_min
         self._reserved: bool | None = None
-        self._elsewhere = False
+        self.answers = True
         self._reserve_refused = False
 
     @property
@@ -58,22 +61,15 @@ class Room:
         free, minimum = (self.free_bytes or 0) >> 20, self._needed() >> 20
         return f"The disk of the audit log has {free} MiB free and needs {minimum}; new requests are refused until there is more."
 
-    def look(self, place: Path | None = None) -> None:
-        """Learn how much is free, at most once a second; make the reserve again where there is room for it. Never raises.
-
-        While lines go to another `place`, a second directory, it is asked of that one, which has no reserve.
-        """
-        place = place or self._directory
-        elsewhere = place != self._directory
-        if elsewhere is not self._elsewhere:
-            self._elsewhere, self._looked_s = elsewhere, float("-inf")
+    def look(self) -> None:
+        """Learn how much is free, at most once a second; make the reserve again where there is room for it. Never raises."""
         now = self._now_s()
         if now - self._looked_s < _LOOK_S:
             return
         self._looked_s = now
         if self._reserved is None:
             self._reserved = self._is_reserved()
-        if self._measure(place) and self.has_room and not self._reserved and not elsewhere:
+        if self._measure() and self.has_room and not self._reserved:
             self._make_reserve()
 
     def written(self, size: int) -> None:
@@ -96,14 +92,16 @@ class Room:
         return True
 
     def _needed(self) -> int:
-        return self._minimum + (0 if self._reserved or self._elsewhere else self._reserve_bytes)
+        return self._minimum + (0 if self._reserved else self._reserve_bytes)
 
-    def _measure(self, place: Path) -> bool:
+    def _measure(self) -> bool:
         try:
-            found = self._look_at(place)
+            found = self._look_at(self._directory)
         except OSError:
             # A disk that can't even be asked fails at the next write, and says so there.
+            self.answers = False
             return False
+        self.answers = True
         self.free_bytes = found.f_bavail * found.f_frsize
         self._minimum = max(self._bytes_min, int(found.f_blocks * found.f_frsize * self._percent_min / 100))
         self.has_room = self.free_bytes >= self._needed()
@@ -138,4 +136,4 @@ class Room:
             self._reserve_refused = True
             return
         self._reserved, self._reserve_refused = True, False
-        self._measure(self._directory)
+        self._measure()

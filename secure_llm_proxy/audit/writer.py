@@ -51,7 +51,7 @@ from secure_llm_proxy.audit.keeping import Keeper
 from secure_llm_proxy.audit.key_care import KeyCare
 from secure_llm_proxy.audit.keystore import KeyStoreUnavailable
 from secure_llm_proxy.audit.reader_child import ReaderChild
-from secure_llm_proxy.audit.room import Room
+from secure_llm_proxy.audit.rooms import Rooms
 from secure_llm_proxy.audit.sinks import SecondSink
 from secure_llm_proxy.audit.state import StateFile
 from secure_llm_proxy.foundation.clock import SystemClock, rfc3339
@@ -172,7 +172,7 @@ class Writer:
         stop: StopRequest,
         *,
         orphan_grace_s: float,
-        room: Room,
+        room: Rooms,
         alarms: Alarms,
         anchors: Anchors,
         state: StateFile,
@@ -203,6 +203,8 @@ class Writer:
         self._key_care = key_care
         if control is not None and key_care is not None:
             control.operations |= key_care.operations(self)
+        if control is not None and keeper is not None:
+            control.operations |= keeper.operations()
         self._parent = parent
         self._keeper = keeper
         self._epoll = select.epoll()
@@ -300,7 +302,7 @@ class Writer:
     def _look_around(self) -> None:
         """What is wrong around the log becomes an alarm, and what is right again ends it."""
         alarms = self._alarms
-        self._room.look(self._appender.directory)
+        self._room.look()
         alarms.set(Subject.ROOM, self._room.trouble)
         if self._sink is not None:
             for missed in self._sink.missed():

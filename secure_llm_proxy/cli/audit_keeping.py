@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
+from collections.abc import Mapping
 
 import click
 
 from secure_llm_proxy.audit import Backup, BackupStanding, Candidate, backup_of, find_log, retention_of
+from secure_llm_proxy.audit.control import WriterControl
 from secure_llm_proxy.cli.context import CommandContext, pass_context
 from secure_llm_proxy.cli.output import json_option, show_json, show_table
 from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.settings import AuditSettings
+
+_LOOK_S = 0.05
 
 
 @click.command("retire")
@@ -48,16 +55,21 @@ def _candidate_values(candidate: Candidate) -> dict[str, object]:
 
 
 @click.command("backup")
-@click.option("--status", "wants_status", is_flag=True, help="Required: the audit writer backs up by itself.")
+@click.option("--now", is_flag=True, help="Let the audit writer back up first, and wait for it.")
+@click.option("--status", "wants_status", is_flag=True, help="Compare log and backup.")
 @json_option
 @pass_context
-def backup(context: CommandContext, *, wants_status: bool, as_json: bool) -> None:
+def backup(context: CommandContext, *, now: bool, wants_status: bool, as_json: bool) -> None:
     """Tell what of this host's log is in the backup. Exit 1 when something finished is not, or is not the same."""
-    if not wants_status:
+    if not (now or wants_status):
         raise OperatorError(
-            "The audit writer backs up by itself every AUDIT_BACKUP_INTERVAL_S; --status tells how it stands."
+            "The audit writer backs up by itself every AUDIT_BACKUP_INTERVAL_S; --now makes it begin, --status tells "
+            "how the backup stands."
         )
-    standing = _backup(context).standing()
+    made = _backup(context)
+    if now:
+        _back_up_now(context.settings.audit)
+    standing = made.standing()
     if as_json:
         show_json(_standing_values(standing))
     else:
@@ -72,6 +84,28 @@ def _backup(context: CommandContext) -> Backup:
     if made is None:
         raise OperatorError("AUDIT_BACKUP_ENABLED is false: no backup is made.")
     return made
+
+
+def _back_up_now(settings: AuditSettings) -> None:
+    """Return when a run that began after this call has ended. Raises `OperatorError` with what went wrong in it."""
+    with contextlib.closing(WriterControl(settings.control_address)) as control:
+        before = control.ask("backup", now=True)
+        # One that was under way began before.
+        wanted = _number(before, "runs") + (2 if before["running_since"] else 1)
+        while True:
+            state = control.ask("backup")
+            if _number(state, "runs") >= wanted:
+                break
+            time.sleep(_LOOK_S)
+    troubles = state["troubles"]
+    if isinstance(troubles, list) and troubles:
+        raise OperatorError(" ".join(map(str, troubles)))
+
+
+def _number(state: Mapping[str, object], name: str) -> int:
+    value = state[name]
+    assert isinstance(value, int)
+    return value
 
 
 def _tell(standing: BackupStanding) -> None:

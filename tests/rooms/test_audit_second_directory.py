@@ -181,6 +181,30 @@ def test_a_writer_starts_while_its_first_directory_is_read_only(
     assert report.ok, report.findings
 
 
+def test_a_first_directory_without_room_refuses_nobody_while_the_second_has_some(
+    settings: AuditSettings, tmp_path: Path
+) -> None:
+    small = settings.model_copy(update={"free_bytes_min": 8 << 20, "reserve_bytes": 0})
+    initialise(small)
+    shutil.copytree(small.directory, tmp_path / "kept")
+    namespace = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+    mounts = 'mount -t tmpfs -o size=4m tmpfs "$0" && cp -a "$1/." "$0" && shift && exec "$@"'
+    writer = WriterProcess(small, tmp_path / "writer.log")
+    writer.launcher = (*namespace, "sh", "-c", mounts, str(small.directory), str(tmp_path / "kept"))
+
+    try:
+        writer.start()
+        record_segments(small, 3)
+        assert writer.stop() == 0
+    finally:
+        writer.end()
+
+    assert len(Places(small).numbers(Places(small).second)) >= 3
+    written = records_in(small.directory, also=small.fallback_directory)
+    assert [record.clear["number"] for record in written] == [0, 1, 2]
+    assert check(small).ok
+
+
 def test_when_the_first_directory_has_vanished_no_other_log_begins(
     settings: AuditSettings, writer: WriterProcess, places: Places
 ) -> None:

@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from secure_llm_proxy.audit import SocketJournal
 from secure_llm_proxy.audit.backup import Backup
 from secure_llm_proxy.audit.genesis import Genesis, initialise
 from secure_llm_proxy.audit.segments import LogDirectories
 from secure_llm_proxy.settings import AuditSettings
-from tests.support.audit_log import appender, audit_settings, entry, environment_of
+from tests.support.audit_log import (
+    appender,
+    audit_settings,
+    entry,
+    environment_of,
+    event,
+    records_in,
+    writer_process,
+)
 from tests.support.installation import Installation
 
 DAY_NS = 86_400 * 10**9
@@ -97,6 +106,34 @@ def test_backup_tells_what_is_there_what_is_not_and_what_differs(settings: Audit
     assert told.code == 1
     assert f"Not there: {copies[0].name}" in told.output
     assert f"Not the same: {copies[1].name}" in told.output
+
+
+def test_backup_now_is_done_when_it_says_so(settings: AuditSettings, genesis: Genesis) -> None:
+    nobody_there = host(settings).run("audit", "backup", "--now")
+    with writer_process(settings) as writer:
+        journal = SocketJournal(settings)
+        outcomes = []
+        for number in range(3):
+            journal.record(event(number=number))
+            ended = host(settings).run("audit", "backup", "--now")
+            outcomes.append((ended.code, recorded_in(settings)[-1]))
+        journal.close()
+        (settings.directory.parent / "backup" / "host" / "genesis.json").unlink()
+        (settings.directory.parent / "backup" / "host" / "genesis.json").mkdir()
+        failed = host(settings).run("audit", "backup", "--now")
+        assert writer.stop() == 0
+
+    assert nobody_there.code == 1
+    assert "does not answer its operator" in nobody_there.errors
+    assert outcomes == [(0, 0), (0, 1), (0, 2)]
+    assert failed.code == 1
+    assert "The backup of the audit log fails" in failed.errors
+    assert genesis.directory.exists()
+
+
+def recorded_in(settings: AuditSettings) -> list[object]:
+    copies = settings.directory.parent / "backup" / "host"
+    return [record.clear["number"] for record in records_in(copies) if "number" in record.clear]
 
 
 def test_without_a_backup_there_is_nothing_to_tell(settings: AuditSettings, genesis: Genesis) -> None:

@@ -113,6 +113,7 @@ def appender(
     epoch_key: bool = True,
     key_store: KeyStore | None = None,
     second: Path | None = None,
+    is_short: Callable[[Path], bool] | None = None,
 ) -> Appender:
     """A log that has recovered and has no segment open yet; without `epoch_key`, one that can't sign."""
     key = KeyEncryptionKey.from_text(kek) if kek else None
@@ -124,6 +125,7 @@ def appender(
         segment_age_s=3600.0,
         report=reports or Reports(),
         second=second,
+        is_short=is_short,
         disk=disk,
         now_ns=now_ns,
         rhythm=rhythm,

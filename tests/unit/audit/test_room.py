@@ -165,15 +165,3 @@ def test_the_reserve_is_no_stranger_in_a_log(tmp_path: Path) -> None:
     Scene(tmp_path, 50 * _MIB).room.look()
 
     assert strangers_in(tmp_path) == []
-
-
-def test_while_lines_go_to_a_second_directory_its_disk_counts_and_no_reserve_is_made(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, 11 * _MIB)
-    scene.room.look()
-    before = scene.room.has_room
-
-    scene.room.look(tmp_path / "second")
-
-    assert not before
-    assert scene.room.has_room
-    assert not scene.reserve.exists()

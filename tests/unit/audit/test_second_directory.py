@@ -10,6 +10,8 @@ import pytest
 from secure_llm_proxy.audit import Outcome, verify
 from secure_llm_proxy.audit.appender import Disk, LogUnavailable
 from secure_llm_proxy.audit.genesis import Genesis, initialise
+from secure_llm_proxy.audit.room import Room
+from secure_llm_proxy.audit.rooms import Rooms
 from secure_llm_proxy.foundation.errors import OperatorError
 from tests.support.audit_log import KEK, Reports, appender, audit_settings, entry, records_in
 
@@ -141,3 +143,76 @@ def test_a_segment_that_was_given_up_before_it_took_a_record_is_no_second_of_its
     assert (numbers(genesis.directory), numbers(second)) == ([2], [1])
     assert verify(genesis.directory, genesis_public_key=None, also=second).ok
     assert [record.counter for record in records_in(genesis.directory, also=second)] == [1, 2]
+
+
+def test_a_directory_that_runs_short_of_room_hands_over_to_the_other_and_gets_no_new_segment(
+    genesis: Genesis, second: Path
+) -> None:
+    short: set[Path] = set()
+    log = appender(genesis, second=second, is_short=short.__contains__)
+    log.open_segment()
+    log.commit([entry(1)])
+
+    short.add(genesis.directory)
+    log.keep_rhythm()
+    log.commit([entry(2)])
+    log.rotate()
+    log.commit([entry(3)])
+    short.clear()
+    log.rotate()
+    log.commit([entry(4)])
+    log.close_segment("stop")
+
+    assert (numbers(genesis.directory), numbers(second)) == ([1, 4], [2, 3])
+    assert verify(genesis.directory, genesis_public_key=None, also=second).ok
+
+
+def test_a_directory_that_is_short_takes_what_the_other_cannot(genesis: Genesis, second: Path) -> None:
+    log = appender(genesis, second=second, disk=FullDirectory(second), is_short=lambda place: place != second)
+    log.open_segment()
+
+    for counter in range(1, 5):
+        log.commit([entry(counter)])
+        log.keep_rhythm()
+    log.close_segment("stop")
+
+    # It was tried once: a minute passes before the next time.
+    assert (numbers(genesis.directory), numbers(second)) == ([1, 2], [])
+    assert verify(genesis.directory, genesis_public_key=None, also=second).ok
+
+
+def test_there_is_room_while_one_of_the_directories_has_some(genesis: Genesis, second: Path) -> None:
+    used = os.statvfs(genesis.directory)
+    free = {genesis.directory: 0, second: used.f_bfree}
+    clock_s = 0.0
+
+    def look(directory: Path) -> os.statvfs_result:
+        return os.statvfs_result((*used[:3], free[directory], free[directory], *used[5:]))
+
+    rooms = Rooms(
+        [
+            (
+                place,
+                Room(
+                    place,
+                    bytes_min=used.f_frsize,
+                    percent_min=0.0,
+                    reserve_bytes=0,
+                    report=Reports(),
+                    look_at=look,
+                    now_s=lambda: clock_s,
+                ),
+            )
+            for place in (genesis.directory, second)
+        ]
+    )
+    rooms.look()
+    one_is_full = (rooms.has_room, rooms.trouble, rooms.is_short(genesis.directory), rooms.is_short(second))
+    free[second] = 0
+    clock_s += 10.0
+    rooms.look()
+    both_are = (rooms.has_room, rooms.is_short(genesis.directory), rooms.is_short(second))
+
+    assert one_is_full == (True, None, True, False)
+    assert both_are == (False, False, False)
+    assert "new requests are refused" in str(rooms.trouble)
