@@ -168,7 +168,8 @@ class _Maker:
         self._log.open_segment()
         self._grow(8)
         self._log._roll(self._log._opened())
-        self._grow(4)
+        # Every start has its end.
+        self._grow(4 + self._counter % 2)
         self._log.close_segment("stop")
         return CorpusLog(self._genesis, self._anchors, self._log._epoch.current.private)
 
@@ -177,7 +178,9 @@ class _Maker:
         log.open_segment()
         # The end and its checkpoint come on top.
         while (held := log._opened().lines) < self._lines - 2:
-            self._grow(min(2, self._lines - 2 - held))
+            # A person's first record brings a line of its own.
+            left = self._lines - 2 - held
+            self._grow(min(2, left), persons=left > 6)
             if held % _ROLL_EVERY >= _ROLL_EVERY - 2 and held < self._lines - 4:
                 log._roll(log._opened())
             elif log._opened().lines < self._lines - 2:
@@ -193,13 +196,13 @@ class _Maker:
             key_store=self._store,
         )
 
-    def _grow(self, records: int) -> None:
+    def _grow(self, records: int, *, persons: bool = True) -> None:
         batch = []
         for _ in range(records):
             self._counter += 1
             # Every third exchange is a person's.
             number = (self._counter + 1) // 2
-            whose = {"sub": f"s_{number:016x}"} if number % 3 == 0 else {}
+            whose = {"sub": f"s_{number:016x}"} if persons and number % 3 == 0 else {}
             if self._counter % 2:
                 batch.append(entry(self._counter, kind="llm.start", body=bytes(40), mdl="demo", **whose))
             else:
@@ -265,6 +268,10 @@ def _made(outcome: Outcome, folder: Path) -> CorpusLog:
     log = make_log(folder / "log", _SAMPLED_LINES if outcome.rounds else _LINES)
     report = log.verify(anchored=True)
     outcome.bar(met=report.ok, otherwise=f"the untouched log is refused: {report.findings[:3]}")
+    held = len(log.lines_of(log.names[0]))
+    outcome.bar(
+        met=held == (_SAMPLED_LINES if outcome.rounds else _LINES), otherwise=f"the first segment has {held} lines"
+    )
     outcome.bar(met=report.key_rolls > 1 and report.checkpoints > 6, otherwise="the corpus has no rolls or checkpoints")
     return log
 
