@@ -35,7 +35,6 @@ from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.settings import AuditSettings
 
 REQUEST_BYTES_MAX = 64 << 10
-_IDLE_S = 60.0
 _REQUEST_S = 5.0
 _PROGRESS_S = 5.0
 _ANSWER_S = 60.0
@@ -49,7 +48,7 @@ _PACE_S = 0.05
 
 def main(arguments: list[str]) -> int:
     match arguments:
-        case ["--listener", listener, "--synced", synced] if listener.isdecimal() and synced.isdecimal():
+        case ["--listener", listener, "--synced", synced, "--idle-ms", idle] if (listener + synced + idle).isdecimal():
             pass
         case _:
             print("This process is started by the audit writer.", file=sys.stderr)
@@ -60,7 +59,7 @@ def main(arguments: list[str]) -> int:
         os.nice(_NICENESS)
     try:
         settings = settings_from_parent()
-        reader = _reader(settings, socket.socket(fileno=int(listener)), SyncedMark(int(synced)))
+        reader = _reader(settings, socket.socket(fileno=int(listener)), SyncedMark(int(synced)), int(idle) / 1000)
     except (OperatorError, GenesisBroken) as error:
         report("reader_not_started", error=str(error))
         return _REFUSED_TO_START
@@ -70,12 +69,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _reader(settings: AuditSettings, listener: socket.socket, synced: SyncedMark) -> Reader:
+def _reader(settings: AuditSettings, listener: socket.socket, synced: SyncedMark, idle_s: float) -> Reader:
     host = settings.directory / find_host_id(settings)
     genesis = read_genesis(host)
     view = LogView(host, synced.read)
     readings = Readings(view, genesis.log)
-    return Reader(listener, readings, Reveals(settings, readings, report), _WriterState(settings))
+    return Reader(listener, readings, Reveals(settings, readings, report), _WriterState(settings), idle_s)
 
 
 class _WriterState:
@@ -95,11 +94,17 @@ class _WriterState:
 
 
 class Reader:
-    """Serves `listener` until nobody has come for a minute, or standard input ends."""
+    """Serves `listener` until nobody has come for `idle_s`, or standard input ends."""
 
     def __init__(
-        self, listener: socket.socket, readings: Readings, reveals: Reveals, writer_state: _WriterState
+        self,
+        listener: socket.socket,
+        readings: Readings,
+        reveals: Reveals,
+        writer_state: _WriterState,
+        idle_s: float,
     ) -> None:
+        self._idle_s = idle_s
         self._listener = listener
         self._readings = readings
         self._reveals = reveals
@@ -123,7 +128,7 @@ class Reader:
 
     def _patience_s(self) -> float:
         with self._lock:
-            return _IDLE_S if self._connected else self._last_left_s + _IDLE_S - time.monotonic()
+            return self._idle_s if self._connected else self._last_left_s + self._idle_s - time.monotonic()
 
     def _accept(self) -> None:
         try:

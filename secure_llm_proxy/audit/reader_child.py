@@ -23,6 +23,7 @@ from secure_llm_proxy.settings import AuditSettings
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 _INHERITED = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "HOME")
+_IDLE_S = 60.0
 _PAUSE_S = 0.1
 _PAUSE_MAX_S = 5.0
 _PROVEN_S = 10.0
@@ -33,7 +34,15 @@ _LOOK_S = 0.005
 class ReaderChild:
     """`listener` is bound, listening and non-blocking. Speaks to the loop through its epoll and `due_s`."""
 
-    def __init__(self, settings: AuditSettings, listener: socket.socket, report: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        settings: AuditSettings,
+        listener: socket.socket,
+        report: Callable[..., None],
+        *,
+        idle_s: float = _IDLE_S,
+    ) -> None:
+        self._idle_ms = round(idle_s * 1000)
         self._line = settings_line(settings)
         self._listener = listener
         self._report = report
@@ -60,6 +69,11 @@ class ReaderChild:
         else:
             return False
         return True
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that answers now; None while nobody has come."""
+        return None if self._child is None else self._child.pid
 
     @property
     def due_s(self) -> float | None:
@@ -107,6 +121,7 @@ class ReaderChild:
                     *(sys.executable, "-m", "secure_llm_proxy.audit.reader"),
                     *("--listener", str(self._listener.fileno())),
                     *("--synced", str(self._synced.descriptor)),
+                    *("--idle-ms", str(self._idle_ms)),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=told,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -18,8 +19,10 @@ from typing import Any
 import orjson
 import pytest
 
-from secure_llm_proxy.audit import AuditReader, CheckpointRow, Row, Search, SocketJournal, log_lines
+from secure_llm_proxy.audit import AuditReader, CheckpointRow, Row, Search, SocketJournal, initialise, log_lines
 from secure_llm_proxy.audit.format import CheckpointLine, RecordLine, base64_text, leaf
+from secure_llm_proxy.audit.reader_child import ReaderChild
+from secure_llm_proxy.audit.writer import listen
 from secure_llm_proxy.foundation.errors import EvidenceBroken, InvalidRequest, NotFound, Unavailable
 from secure_llm_proxy.settings import AuditSettings
 from secure_llm_proxy.vocabulary.audit import AuditEvent, indexed_values
@@ -27,6 +30,7 @@ from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from tests.support.audit_log import (
     REPOSITORY,
     WAIT_S,
+    Reports,
     WriterProcess,
     audit_settings,
     check,
@@ -364,6 +368,35 @@ def test_a_new_writer_has_a_new_reader(settings: AuditSettings, writer: WriterPr
         after = reader.state()["lines"]
         assert after > before
         before = after
+
+
+def test_it_ends_when_nobody_comes_and_starts_again_when_somebody_does(tmp_path: Path) -> None:
+    settings = audit_settings(tmp_path)
+    initialise(settings)
+    with writer_process(settings) as writer:
+        writer.stop()
+    listener = listen(settings.read_address)
+    reports = Reports()
+    child = ReaderChild(settings, listener, reports, idle_s=0.3)
+    pids = []
+    with select.epoll() as epoll:
+        child.watch(epoll)
+
+        def turn() -> None:
+            for descriptor, _ in epoll.poll(0.02):
+                assert child.hear(descriptor)
+            child.tick((4, bytes(32)))
+
+        for _ in range(2):
+            asking = threading.Thread(target=AuditReader(settings).state)
+            asking.start()
+            wait_until(lambda asking=asking: not asking.is_alive(), sleep=lambda _: turn())  # type: ignore[misc]
+            pids.append(child.pid)
+            wait_until(lambda: child.pid is None, sleep=lambda _: turn())
+        child.stop()
+
+    assert len(set(pids)) == 2
+    assert reports.names == []
 
 
 # --- bad guests -------------------------------------------------------------------------------------------------------
