@@ -82,6 +82,8 @@ def _management_app(web: WebHouse, services: Services) -> Flask:
             csrf_key=services.csrf_key,
             person_key=services.house.person_key,
             evidence=services.evidence,
+            audit_index=services.audit_index,
+            audit_records=services.audit_records,
         ),
     )
 

@@ -22,7 +22,10 @@ from secure_llm_proxy.admission.rules import (
 )
 from secure_llm_proxy.audit import AuditReader, SocketJournal
 from secure_llm_proxy.audit.evidence import Evidence
+from secure_llm_proxy.audit.index import AuditIndex
+from secure_llm_proxy.audit.index_shipping import SHIP_S, IndexShipper
 from secure_llm_proxy.audit.read_evidence import ReadEvidence
+from secure_llm_proxy.audit.record_reading import RecordReading
 from secure_llm_proxy.audit.standing import LogStanding, standing_of
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
@@ -78,6 +81,9 @@ class Services:
     kill_switches: KillSwitches
     csrf_key: bytes
     evidence: Evidence
+    audit_index: AuditIndex
+    audit_records: RecordReading
+    index_shipper: IndexShipper
     admission: Admission
     address_rules: AddressRules
     rule_reader: RuleReader
@@ -96,7 +102,7 @@ class Services:
 
     def start(self) -> None:
         """Begin the background work: address rules, violations, `last_used`, the host's heartbeat, changes told by Redis,
-        counts, and the look after exchanges that run. The address rules are read before it returns, if the database
+        counts, the audit index, and the look after exchanges that run. The address rules are read before it returns, if the database
         answers within 3 s.
         """
         self.metrics.hold_back()
@@ -107,6 +113,7 @@ class Services:
         flush_s = self.settings.identity.last_used_flush_s
         self._greenlets.append(gevent.spawn(_repeat, self.identity.flush_last_used, flush_s))
         self._greenlets.append(gevent.spawn(self.watch.run))
+        self._greenlets.append(gevent.spawn(_repeat, self.index_shipper.work, SHIP_S))
         self._greenlets.append(gevent.spawn(_repeat, self._clean_up, _CLEAN_UP_S))
         if self.settings.redis.url is not None:
             self._greenlets.append(gevent.spawn(run_heartbeat, self.throttle, Event()))
@@ -234,11 +241,14 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     )
     standing = standing_of(settings.audit, database, required=settings.is_production)
     metrics.show_gauges(standing.gauges)
+    audit_reader = AuditReader(settings.audit)
+    index_shipper = IndexShipper(database, audit_reader, clock, lambda: journal.handed_over)
     troubles = {
         "database": database.trouble,
         "audit": journal.trouble,
         "disk": standing.disk_trouble,
         "evidence": standing.evidence_trouble,
+        "audit_index": index_shipper.trouble,
         "upstream": upstream.trouble,
     }
     if settings.redis.url is not None:
@@ -257,6 +267,9 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         kill_switches=KillSwitches(clock),
         csrf_key=derive_key(secret_key, "slp/csrf"),
         evidence=ReadEvidence(AuditReader(settings.audit)),
+        audit_index=AuditIndex(),
+        audit_records=RecordReading(audit_reader),
+        index_shipper=index_shipper,
         admission=admission,
         address_rules=address_rules,
         rule_reader=rule_reader,

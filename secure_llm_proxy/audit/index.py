@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, Protocol
 
-from sqlalchemy import ColumnElement, and_, func, not_, or_, select, tuple_
+from sqlalchemy import ColumnElement, and_, func, not_, or_, select, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from secure_llm_proxy.audit.index_rows import index_values
@@ -21,6 +21,7 @@ from secure_llm_proxy.audit.models import AuditAnchorRow, AuditIndexRow, AuditIn
 from secure_llm_proxy.audit.read_client import Row
 
 GROUPS_MAX = 10_000
+TROUBLE_MAX = 300
 
 Named = Literal["user", "key", "project", "thing"]
 
@@ -245,12 +246,21 @@ class AuditIndex:
         )
         return [Anchor(*each) for each in found]
 
+    def alarm(self, session: Session, *, log: str, sentence: str) -> None:
+        """From now on the operator is told this, until the index of `log` was made anew."""
+        set_trouble(session, log, sentence)
+
     def states(self, session: Session) -> list[IndexState]:
         row = AuditIndexStateRow
         found = session.execute(
             select(row.log, row.next_n, row.lease_holder, row.lease_until, row.rebuilt_n, row.trouble).order_by(row.log)
         )
         return [IndexState(*each) for each in found]
+
+
+def set_trouble(session: Session, log: str, sentence: str) -> None:
+    row = AuditIndexStateRow
+    session.execute(update(row).where(row.log == log).values(trouble=sentence[:TROUBLE_MAX]))
 
 
 def matches(indexed: IndexedRecord, row: Row) -> bool:

@@ -14,7 +14,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -22,6 +22,7 @@ from sqlalchemy import CursorResult, Update, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from secure_llm_proxy.audit.format import base64_text
+from secure_llm_proxy.audit.index import TROUBLE_MAX, set_trouble
 from secure_llm_proxy.audit.index_rows import LogTail, index_values, moment_of
 from secure_llm_proxy.audit.models import AuditAnchorRow, AuditIndexRow, AuditIndexStateRow
 from secure_llm_proxy.audit.read_client import Break, CheckpointRow, Row, Tail
@@ -42,7 +43,6 @@ _ANCHOR_EVERY_S = 10.0
 # The log is looked after for so long after the last record of this process: its checkpoint follows within AUDIT_CHECKPOINT_S.
 _LINGER_S = 20.0
 _FAILING_S = 60.0
-_TROUBLE_MAX = 300
 _DIFFERS = "The audit index and the audit log"
 
 
@@ -190,7 +190,7 @@ class IndexShipper:
         return False
 
     def _alarm(self, session: Session, name: str, sentence: str) -> None:
-        _set_trouble(session, name, sentence)
+        set_trouble(session, name, sentence)
         if self._told != sentence:
             self._told = sentence
             log.error("AUDIT ALARM: %s", sentence)
@@ -226,14 +226,12 @@ class IndexRebuilder:
         self,
         source: LogTail,
         *,
-        lines: int | None = None,
         afresh: bool = False,
         limit: int = 1000,
         progress: Callable[[int, Tail], None] | None = None,
     ) -> Rebuilt:
-        """Go on where a rebuilding of this log was broken off, or begin with its first line. `lines`: how many of the log are
-        on disk for good, where a writer is at it; what comes after them is left to the shipper. `progress` is told the rows so
-        far, and what was read last.
+        """Go on where a rebuilding of this log was broken off, or begin with its first line. `progress` is told the rows so far,
+        and what was read last.
 
         Raises `ConflictError` when somebody else is at the index, and `ProxyError` when the database is away.
         """
@@ -244,9 +242,9 @@ class IndexRebuilder:
         troubles: list[str] = []
         try:
             next_n = first = run(partial(_begin, name=name, afresh=afresh))
-            more = lines is None or next_n < lines
+            more = True
             while more:
-                tail = _up_to(lines, source.tail(next_n - 1, limit=limit))
+                tail = source.tail(next_n - 1, limit=limit)
                 troubles += run(partial(self._write, name=name, next_n=next_n, tail=tail))
                 next_n, more = max(next_n, tail.after + 1), tail.more
                 rows += len(records_of(tail))
@@ -277,7 +275,7 @@ class IndexRebuilder:
         ended = (
             update(state)
             .where(state.log == name, state.lease_holder == self._holder)
-            .values(next_n=next_n, rebuilt_n=None, trouble=troubles[0][:_TROUBLE_MAX] if troubles else None)
+            .values(next_n=next_n, rebuilt_n=None, trouble=troubles[0][:TROUBLE_MAX] if troubles else None)
         )
         if not changes_one(session, ended):
             raise LeaseLost
@@ -331,13 +329,6 @@ def records_of(tail: Tail) -> list[Row]:
 
 def checkpoints_of(tail: Tail) -> list[CheckpointRow]:
     return [row for row in tail.rows if isinstance(row, CheckpointRow)]
-
-
-def _up_to(lines: int | None, tail: Tail) -> Tail:
-    if lines is None or tail.after < lines:
-        return tail
-    rows = tuple(row for row in tail.rows if row.place.n < lines)
-    return replace(tail, rows=rows, after=lines - 1, more=False)
 
 
 def damage(broken: Break) -> str:
@@ -403,11 +394,6 @@ def _last_record(session: Session, *, name: str) -> tuple[int, bytes] | None:
 def _trouble(session: Session) -> str | None:
     told = AuditIndexStateRow.trouble
     return session.scalar(select(told).where(told.is_not(None)).limit(1))
-
-
-def _set_trouble(session: Session, name: str, sentence: str) -> None:
-    state = AuditIndexStateRow
-    session.execute(update(state).where(state.log == name).values(trouble=sentence[:_TROUBLE_MAX]))
 
 
 def _forget_difference(session: Session, *, name: str) -> None:

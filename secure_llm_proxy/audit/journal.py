@@ -91,6 +91,12 @@ class SocketJournal:
     def trouble(self) -> str | None:
         return self._own_line().trouble()
 
+    @property
+    def handed_over(self) -> int:
+        """How many records this process has handed over so far."""
+        line = self._line
+        return 0 if line is None or line.pid != os.getpid() else line.handed_over
+
     def close(self) -> None:
         line, self._line = self._line, None
         if line is not None and line.pid == os.getpid():
@@ -257,6 +263,10 @@ class _Line:
             raise InternalError(detail="the audit writer refused a record; its log says why")
         if outcome is _Outcome.NO_ROOM:
             raise _not_queued(_NO_ROOM_DETAIL)
+
+    @property
+    def handed_over(self) -> int:
+        return self._counter
 
     def trouble(self) -> str | None:
         if not self._welcomed and getcurrent() is not self._hub:

@@ -25,6 +25,7 @@ from secure_llm_proxy.audit import (
     verify,
 )
 from secure_llm_proxy.cli.audit_export import export
+from secure_llm_proxy.cli.audit_index import reindex
 from secure_llm_proxy.cli.audit_keeping import backup, retire
 from secure_llm_proxy.cli.audit_keys import erase, rotate_keys
 from secure_llm_proxy.cli.audit_proof import anchors, check, prove_record
@@ -46,7 +47,9 @@ def audit() -> None:
     """The sealed audit log."""
 
 
-for command in (search, export, prove_record, check, anchors, backup, retire, erase, rotate_keys, *READER_COMMANDS):
+for command in (
+    search, export, prove_record, check, anchors, reindex, backup, retire, erase, rotate_keys, *READER_COMMANDS,
+):  # fmt: skip
     audit.add_command(command)
 
 

@@ -43,6 +43,7 @@ from secure_llm_proxy.identity.organisations import (
 )
 from secure_llm_proxy.identity.passwords import PasswordHash
 from secure_llm_proxy.identity.permissions import ROLE_PERMISSIONS, Permission, may, may_act_on
+from secure_llm_proxy.identity.reach import OrganisationReach
 from secure_llm_proxy.identity.revocations import announce_revocation, listen_for_revocations
 from secure_llm_proxy.identity.second_factors import Enrolment, SecondFactors, SecondFactorState, qr_svg, qr_text
 from secure_llm_proxy.identity.session_callers import SessionCallers
@@ -80,6 +81,7 @@ __all__ = [
     "OneTimeToken",
     "OpenedSession",
     "Organisation",
+    "OrganisationReach",
     "Organisations",
     "PasswordHash",
     "Permission",

@@ -9,14 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 from sqlalchemy import Update, delete, select, update
 from sqlalchemy.orm import Session
 
-from secure_llm_proxy.audit import Genesis, initialise
-from secure_llm_proxy.audit.appender import Appender, Entry
-from secure_llm_proxy.audit.format import check_metadata
 from secure_llm_proxy.audit.index import (
     AuditIndex,
     Dimension,
@@ -43,9 +39,10 @@ from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import ConflictError, Unavailable
 from secure_llm_proxy.settings import DatabaseSettings
 from secure_llm_proxy.settings.database_url import normalise_database_url
-from tests.support.audit_log import appender, audit_settings, entry
+from tests.support.audit_log import audit_settings
 from tests.support.house import ManualClock
 from tests.support.identity_room import migrated_database
+from tests.support.indexed_log import Log
 from tests.support.postgresql import PrivatePostgreSQL
 
 LOG = "slp.default/host"
@@ -89,30 +86,6 @@ class FileReader:
     def _stumble(self) -> None:
         if self.trouble is not None:
             raise self.trouble
-
-
-class Log:
-    """A log that is written segment by segment; time is the test's, a second for each record."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.genesis: Genesis = initialise(audit_settings(directory))
-        self.now_ns = int(datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()) * 1_000_000_000
-        self._log: Appender = appender(self.genesis, now_ns=lambda: self.now_ns)
-        self._number = 0
-
-    def add(self, *records: dict[str, object]) -> None:
-        """One segment of these records; none stays open."""
-        self._log.open_segment()
-        for record in records:
-            self.now_ns += 1_000_000_000
-            self._log.commit([self._entry(record)])
-        self._log.close_segment("stop")
-
-    def _entry(self, record: dict[str, object]) -> Entry:
-        self._number += 1
-        made = entry(self._number, **record)  # type: ignore[arg-type]  # the test's own names
-        return replace(made, metadata=orjson.dumps(check_metadata(orjson.loads(made.metadata))))
 
 
 @pytest.fixture
@@ -630,23 +603,6 @@ def test_nobody_rebuilds_while_somebody_ships_nor_ships_while_somebody_rebuilds(
 
     assert seen
     assert set(seen) == {Shipped(busy=True)}
-
-
-def test_what_is_not_on_disk_for_good_is_left_to_the_shipper(database: Database, log: Log) -> None:
-    log.add(*RECORDS)
-    writing = appender(log.genesis, now_ns=lambda: log.now_ns)
-    writing.open_segment()
-    lines = rows_of(log)[-1].place.n + 1
-    writing.commit([entry(1, sub="s_2")])
-
-    rebuild(database, log, lines=lines)
-    before = len(indexed(database))
-    writing.close_segment("stop")
-    shipper_of(database, log).ship()
-
-    assert before == 5
-    assert indexed(database) == in_the_log(log)
-    assert len(indexed(database)) == 6
 
 
 def test_the_state_tells_how_far_the_index_has_come(database: Database, log: Log) -> None:

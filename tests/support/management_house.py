@@ -14,7 +14,10 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from secure_llm_proxy.admission.rules import AddressRules
+from secure_llm_proxy.audit import AuditReader
 from secure_llm_proxy.audit.evidence import Evidence
+from secure_llm_proxy.audit.index import AuditIndex
+from secure_llm_proxy.audit.record_reading import LineReader, RecordReading
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import NotFoundError
 from secure_llm_proxy.identity import (
@@ -137,7 +140,12 @@ def _migrated() -> bytes:
 
 
 def make_management_room(
-    folder: Path, settings: Settings | None = None, url: str | None = None, evidence: Evidence | None = None
+    folder: Path,
+    settings: Settings | None = None,
+    url: str | None = None,
+    evidence: Evidence | None = None,
+    *,
+    reader: LineReader | None = None,
 ) -> ManagementRoom:
     settings = settings or Settings()
     if url is None:
@@ -170,6 +178,9 @@ def make_management_room(
         csrf_key=CSRF_KEY,
         person_key=small.house.person_key,
         evidence=evidence or RowEvidence(),
+        audit_index=AuditIndex(),
+        # No writer runs in these tests: whoever reads the log gives a reader of its files.
+        audit_records=RecordReading(reader or AuditReader(settings.audit)),
     )
     app = make_management_app(make_web_house(small, settings), house)
     return ManagementRoom(room, small, app, house, announced)

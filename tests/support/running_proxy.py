@@ -140,7 +140,8 @@ class RunningProxy:
     def writer_pid(self) -> int:
         """The audit writer's pid. Raises ServerFailed when there is not exactly one."""
         return self._only(
-            [child.pid for child in self.children() if "secure_llm_proxy.audit" in child.command_line], "audit writer"
+            [child.pid for child in self.children() if child.command_line.endswith("-m secure_llm_proxy.audit")],
+            "audit writer",
         )
 
     def master_pid(self) -> int:

@@ -12,6 +12,7 @@ from secure_llm_proxy.web.admin.openapi import make_document
 from secure_llm_proxy.web.admin.operations import OPERATIONS
 from secure_llm_proxy.web.admin.resources import (
     address_rules,
+    audit_records,
     keys,
     kill_switches,
     me,
@@ -41,6 +42,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     **organisations.ENDPOINTS,
     **sessions.ENDPOINTS,
     **address_rules.ENDPOINTS,
+    **audit_records.ENDPOINTS,
     **kill_switches.ENDPOINTS,
 }
 

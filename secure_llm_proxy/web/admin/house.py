@@ -12,6 +12,8 @@ from flask import Flask, current_app
 from secure_llm_proxy.admission.rules import AddressRules
 from secure_llm_proxy.audit import Change, recorded
 from secure_llm_proxy.audit.evidence import Evidence
+from secure_llm_proxy.audit.index import AuditIndex
+from secure_llm_proxy.audit.record_reading import RecordReading
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError, client_error_of
@@ -30,7 +32,8 @@ _EXTENSION = "secure_llm_proxy.management"
 class ManagementHouse:
     """`identify` tells whose API key it is, as the corridor is told; `announce` tells workers that a key has changed, or who is
     stopped; `refresh_address_rules` puts them in force in this worker at once; `csrf_key` is 32 bytes derived from SECRET_KEY,
-    `person_key` too: it makes pseudonyms of persons; `evidence` is the audit log as auditors may see it.
+    `person_key` too: it makes pseudonyms of persons; `evidence` is the audit log as auditors may see it;
+    `audit_index` finds records in the database, `audit_records` reads them from the log.
     """
 
     database: Database
@@ -50,6 +53,8 @@ class ManagementHouse:
     csrf_key: bytes
     person_key: bytes
     evidence: Evidence
+    audit_index: AuditIndex
+    audit_records: RecordReading
 
     def change(self, change: Change, apply: Callable[[], T]) -> T:
         """Record the intent durably, apply it, record the result; what an operator would be told is told the client.

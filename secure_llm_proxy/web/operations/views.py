@@ -16,8 +16,8 @@ from secure_llm_proxy.foundation.clock import SystemClock, rfc3339
 from secure_llm_proxy.web.headers import SECURITY_HEADERS
 from secure_llm_proxy.web.house import the_house
 
-# What a balancer can't mend by sending requests elsewhere: the provider, and what the audit log is worth as evidence.
-_NOT_NEEDED = frozenset({"upstream", "evidence"})
+# What a balancer can't mend by sending requests elsewhere: the provider, what the audit log is worth as evidence, its index.
+_NOT_NEEDED = frozenset({"upstream", "evidence", "audit_index"})
 
 
 def make_operations_doors() -> Blueprint:
