@@ -10,6 +10,7 @@ import click
 
 from secure_llm_proxy.admission import parse_address
 from secure_llm_proxy.audit import (
+    AuditReader,
     ClearRow,
     GenesisBroken,
     Selection,
@@ -77,7 +78,9 @@ def record_options(command: Command) -> Command:
         click.option("--type", "record_type", help="Type of record, e.g. llm.start."),
         click.option("--decision", help="allow or refuse."),
         click.option("--status", help="HTTP status, end of an exchange (complete, client_abort, …) or error code."),
-        click.option("--address", help="Requests and logins from this IP address; needs AUDIT_KEK, as the next two."),
+        click.option(
+            "--address", help="Requests and logins from this IP address; needs AUDIT_KEK or the running writer."
+        ),
         click.option("--agent", help="Requests and logins with this User-Agent, word for word."),
         click.option("--email", help="Logins and changes that concern this e-mail address."),
         click.option("--request", help="Id of an exchange or of one of its records: all that belongs to it."),
@@ -142,7 +145,7 @@ class _Blind(TypedDict, total=False):
 
 
 def _blind_indexes(context: CommandContext, address: str | None, agent: str | None, email: str | None) -> _Blind:
-    """What stands readable in records for these values. Whoever holds AUDIT_KEK can work it out, and nobody else."""
+    """What stands readable in records for these values. Whoever holds AUDIT_KEK works it out, others ask the audit writer."""
     if address is None and agent is None and email is None:
         return {}
     if address is not None:
@@ -151,29 +154,28 @@ def _blind_indexes(context: CommandContext, address: str | None, agent: str | No
             raise click.UsageError(f"{as_cell(address[:64])} is no IP address.")
         address = parsed.text
     values = indexed_values(address=address, agent=agent, email=email)
-    indexes = BlindIndexes(_index_key(context))
+    index_of = _index_maker(context)
     blind: _Blind = {}
     if "ipx" in values:
-        blind["address"] = indexes.of("ipx", values["ipx"])
+        blind["address"] = index_of("ipx", values["ipx"])
     if "uax" in values:
-        blind["agent"] = indexes.of("uax", values["uax"])
+        blind["agent"] = index_of("uax", values["uax"])
     if "emx" in values:
-        blind["email"] = indexes.of("emx", values["emx"])
+        blind["email"] = index_of("emx", values["emx"])
     return blind
 
 
-def _index_key(context: CommandContext) -> bytes:
+def _index_maker(context: CommandContext) -> Callable[[str, str], str]:
     settings = context.audit_settings
     ring = KeyRing.of(settings)
     if ring is None:
-        raise OperatorError(
-            "Searching by address, agent or e-mail needs AUDIT_KEK; run this as a user who may read the audit writer's key."
-        )
+        # Raises `Unavailable` with a sentence when no writer runs, or this user may not ask it.
+        return AuditReader(settings).blind
     store = KeyStore.open_to_read(settings.keys_directory, ring)
     if store is None:
         raise OperatorError(f"{settings.keys_directory} holds no key store, so no record can be found by these.")
     try:
-        return store.index_key()
+        return BlindIndexes(store.index_key()).of
     except KeyStoreUnavailable as error:
         raise OperatorError(str(error)) from None
     finally:

@@ -233,21 +233,25 @@ def test_bodies_are_opened_after_the_look_is_on_record(host: Installation, tmp_p
     assert (looks[0]["target"], looks[0]["f_model"]) == ("export", model)
 
 
-def test_sealed_addresses_and_bodies_are_for_who_holds_the_key(short_folder: Path) -> None:
+def test_sealed_addresses_are_for_who_may_ask_the_writer_and_bodies_for_who_holds_its_key(short_folder: Path) -> None:
     with installation_in(short_folder / "sealed", AUDIT_ENCRYPTION_ENABLED="true") as sealed:
         known = {"ipx": "2001:db8::7", "uax": "curl/8", "emx": "ann@example.org"}
         of_person = event(body=b'"words"', sub="s_" + "1b" * 8)._replace(indexed=known)
         of_nobody = event(body=b'"more"')
         record(sealed, of_person, of_nobody)
-        stranger = Installation(sealed.directory, {**sealed.environment, "AUDIT_KEK": ""})
+        reader = Installation(sealed.directory, {**sealed.environment, "AUDIT_KEK": ""})
+        stranger = Installation(
+            sealed.directory, {**reader.environment, "AUDIT_READ_SOCKET": str(sealed.directory / "no")}
+        )
 
         for question in (("--address", "2001:DB8:0::7"), ("--agent", "curl/8"), ("--email", " Ann@Example.org")):
             assert ids(sealed.listed("audit", "search", *question)) == [of_person.id]
+            assert ids(reader.listed("audit", "search", *question)) == [of_person.id]
             refused = stranger.run("audit", "search", *question)
-            assert (refused.code, "needs AUDIT_KEK" in refused.errors) == (1, True)
+            assert (refused.code, "cannot be read now" in refused.errors) == (1, True)
         assert sealed.listed("audit", "search", "--address", "192.0.2.1") == []
         assert sealed.run("audit", "search", "--address", "nonsense").code == 2
-        assert stranger.run("audit", "export", "--content").code == 1
+        assert reader.run("audit", "export", "--content").code == 1
         opened = sealed.run("audit", "export", "--content", "--type", "llm.refused")
         assert [json.loads(line).get("body") for line in opened.output.splitlines()] == ["words", "more", None]
 
