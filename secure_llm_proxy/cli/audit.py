@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -37,9 +39,11 @@ from secure_llm_proxy.cli.progress import Progress
 from secure_llm_proxy.cli.reveals import record_reveal
 from secure_llm_proxy.cli.whole_file import STANDARD_OUTPUT, whole_file
 from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.settings import SettingsError
 from secure_llm_proxy.vocabulary.events import AuditType
 
 _IDENTIFIER = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_USAGE, _UNDECIDABLE = 2, 4
 
 
 @click.group()
@@ -115,8 +119,26 @@ def verify_log(
 ) -> None:
     """Check the whole log in DIRECTORY (default AUDIT_DIR), offline and without any secret.
 
-    Exit code 0 intact, 1 tampered, 2 usage, 3 incomplete, 4 undecidable.
+    Exit code 0 intact, 1 tampered, 2 usage or no log there, 3 incomplete, 4 undecidable or not to be read.
     """
+    with _no_finding():
+        report = _verified(context, directory, genesis, anchors_file, also, content=content)
+    if as_json:
+        show_json(_report_values(report))
+    else:
+        _tell(report)
+    sys.exit(report.exit_code)
+
+
+def _verified(
+    context: CommandContext,
+    directory: Path | None,
+    genesis: str | None,
+    anchors_file: Path | None,
+    also: Path | None,
+    *,
+    content: bool,
+) -> VerificationReport:
     opener = None
     if content:
         if context.audit_settings.kek is None:
@@ -128,7 +150,7 @@ def verify_log(
     if directory is None and also is None:
         also = context.settings.audit.fallback_directory
     with Progress("verifying", size_of(find_log(place, host_id, also).segments())) as progress:
-        report = verify(
+        return verify(
             place,
             genesis_public_key=genesis,
             progress=progress.at,
@@ -137,11 +159,19 @@ def verify_log(
             anchors=anchors,
             also=also,
         )
-    if as_json:
-        show_json(_report_values(report))
-    else:
-        _tell(report)
-    sys.exit(report.exit_code)
+
+
+@contextlib.contextmanager
+def _no_finding() -> Iterator[None]:
+    """What keeps a log from being verified is told by an exit code of its own: 1 would say that it was tampered with."""
+    try:
+        yield
+    except (OperatorError, SettingsError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(_USAGE)
+    except OSError as error:
+        click.echo(f"Error: {error.filename or 'The log'} cannot be read: {error.strerror or error}.", err=True)
+        sys.exit(_UNDECIDABLE)
 
 
 def _tell(report: VerificationReport) -> None:

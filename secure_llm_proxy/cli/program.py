@@ -217,6 +217,11 @@ def main() -> None:
         _fail(str(error))
     except ProxyError as error:
         _fail(f"{error.public} ({error.detail or error.code})")
+    except OSError as error:
+        # A file or directory that this user may not read, or whose disk fails. Anything else is a defect of ours.
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}.")
     except Exception as error:
         from secure_llm_proxy.settings import SettingsError  # noqa: PLC0415  80 ms, and only a failure asks for it
 

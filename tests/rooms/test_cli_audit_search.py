@@ -187,6 +187,22 @@ def test_a_user_and_a_project_who_are_not_there_are_said(host: Installation) -> 
         assert "nobody-of-that-name" in ended.errors
 
 
+@pytest.mark.parametrize(
+    "command", [("search",), ("export",), ("cat",), ("show", "x"), ("prove", "x"), ("anchors",), ("verify",)]
+)
+def test_a_log_that_cannot_be_read_is_one_sentence(host: Installation, command: tuple[str, ...]) -> None:
+    # Longer than a name may be: like a directory that this user may not look into, for a root that may look everywhere.
+    unreadable = Installation(host.directory, {**host.environment, "AUDIT_DIR": str(host.directory / ("x" * 300))})
+    nowhere = Installation(host.directory, {**host.environment, "AUDIT_DIR": str(host.directory / "nowhere")})
+
+    refused, missing = unreadable.run("audit", *command), nowhere.run("audit", *command)
+
+    assert refused.errors.startswith(("Error: ", "Warning: "))
+    assert (refused.output, missing.output) == ("", "")
+    # Exit code 1 of a verification would say that the log was tampered with.
+    assert (refused.code, missing.code) == ((4, 2) if command == ("verify",) else (1, 1))
+
+
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
