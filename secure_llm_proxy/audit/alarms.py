@@ -24,6 +24,7 @@ class Subject(StrEnum):
     SINK = "sink"
     ANCHOR_FILE = "anchor_file"
     ANCHOR_SYSLOG = "anchor_syslog"
+    SECOND_DIRECTORY = "second_directory"
     BACKUP = "backup"
     RETENTION = "retention"
 

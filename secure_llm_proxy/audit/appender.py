@@ -8,6 +8,7 @@ kernel has dropped (PostgreSQL's fsync finding of 2018; reproduced for the desig
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import time
@@ -207,6 +208,7 @@ class Appender:
         # Whether a directory lacks room that the other one has.
         self._is_short = is_short or (lambda _: False)
         self._moved_s = float("-inf")
+        self._why_not_first = ""
         self._kek = kek
         self._key_store = key_store
         self._segment_bytes_max = segment_bytes_max
@@ -384,6 +386,14 @@ class Appender:
         return (self._previous.n + 1, self._previous.h) if self._previous else (0, bytes(32))
 
     @property
+    def second_in_use(self) -> str | None:
+        """A sentence for the operator while lines go to the second directory."""
+        if self._open is None or self._open.file.directory == self._directories.first:
+            return None
+        why = f": {self._why_not_first}" if self._why_not_first else ""
+        return f"The audit log goes on in {self._directories.second}, since {self._directories.first} takes no segment{why}."
+
+    @property
     def holds_records(self) -> bool:
         """Whether records stand in the open segment."""
         return self._open is not None and self._open.holds_records
@@ -428,7 +438,8 @@ class Appender:
             try:
                 self._open_in(place, connected)
             except OSError as error:
-                self._report("directory_failed", directory=str(place), error=error.strerror or str(error))
+                self._why_not_first = error.strerror or str(error)
+                self._report("directory_failed", directory=str(place), error=self._why_not_first)
             else:
                 return
         self._open_in(last, connected)
@@ -551,6 +562,7 @@ class Appender:
             segment = self._opened()
         elif now >= self._moved_s + _MOVE_S and self._is_short(segment.file.directory):
             self._moved_s = now
+            self._why_not_first = os.strerror(errno.ENOSPC)
             self._report("directory_short_of_room", directory=str(segment.file.directory))
             self.rotate(connected)
             segment = self._opened()

@@ -304,6 +304,7 @@ class Writer:
         alarms = self._alarms
         self._room.look()
         alarms.set(Subject.ROOM, self._room.trouble)
+        alarms.set(Subject.SECOND_DIRECTORY, self._appender.second_in_use)
         if self._sink is not None:
             for missed in self._sink.missed():
                 alarms.set(Subject.SINK, missed)

@@ -138,12 +138,14 @@ def _database_state(context: CommandContext) -> str:
 
 
 def _audit_state(settings: Settings) -> str:
-    directory = settings.audit.directory
-    segments = [path for path in directory.rglob("*.jsonl*") if path.is_file() and not path.is_symlink()]
+    try:
+        segments = segments_of(settings.audit)
+    except OperatorError:
+        segments = []
     if not segments:
         return "empty"
-    size = sum(path.stat().st_size for path in segments)
-    return f"{len(segments)} segments, {size / 1024:.0f} KiB, {'sealed' if settings.audit.encryption_enabled else 'READABLE'}"
+    sealed = "sealed" if settings.audit.encryption_enabled else "READABLE"
+    return f"{len(segments)} segments, {size_of(segments) / 1024:.0f} KiB, {sealed}"
 
 
 def _audit_evidence(context: CommandContext) -> str:
