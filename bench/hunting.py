@@ -26,7 +26,7 @@ from bench.side_by_side import folder_on_disk
 from bench.targets import Product, ProductShape, TargetFailed
 from bench.upstream import MarkedUpstream
 from secure_llm_proxy.audit import log_lines
-from secure_llm_proxy.audit.format import KeyLine, RecordLine
+from secure_llm_proxy.audit.format import KeyLine, RecordLine, SegmentLine
 from secure_llm_proxy.audit.reading import BodyOpener
 from tests.support.certificates import make_certificate
 from tests.support.programs import ServerFailed, ServerMissing
@@ -144,13 +144,17 @@ def _await_settled(product: Product) -> None:
 
 
 def check_audit(directory: Path, key_text: str, answered: Mapping[str, str]) -> AuditCount:
-    """Open every record of the log in `directory`. `answered` are the markers of whole answers by request id."""
+    """Open every record of the log in `directory`, with the key store beside it. `answered` are the markers of whole answers by
+    request id.
+    """
     count = AuditCount()
-    opener = BodyOpener(key_text)
+    opener = BodyOpener(key_text, keys_directory=directory.with_name("audit-keys"))
     starts: Counter[str] = Counter()
     ends: Counter[str] = Counter()
     markers: dict[str, bytes] = {}
     for item in log_lines(directory):
+        if isinstance(item.line, SegmentLine):
+            opener.enter(item.line.kek_id)
         if isinstance(item.line, KeyLine):
             opener.learn(item.line)
         if not isinstance(item.line, RecordLine) or item.line.type not in {"llm.start", "llm.end"}:
