@@ -34,7 +34,10 @@ from secure_llm_proxy.audit.segments import SegmentFile
 ROWS_MAX = 1_000
 ANSWER_BYTES_MAX = 2 << 20
 _ROWS = 200
-_SEARCH_S = 5.0
+# After this much work an answer ends, and says where to go on.
+_WORK_S = 5.0
+# What is looked for by name alone may be anywhere.
+_FIND_S = 20.0
 _TURN_S = 15.0
 _SCANS = 2
 _LOOKS = 2
@@ -112,6 +115,7 @@ class Readings:
     def _tail(self, request: Request) -> list[bytes]:
         after = _number(request, "after", -1, least=-1)
         answer = _Answer(_number(request, "limit", _ROWS, least=1, most=ROWS_MAX))
+        deadline = time.monotonic() + _WORK_S
         files = self._view.files()
         reached = after
         position = self._view.position_of(files, after + 1)
@@ -121,7 +125,7 @@ class Readings:
                 for line in self._view.walk(files, position, after + 1):
                     answer.add(_row_of(line))
                     last, reached = line, line.n
-                    if answer.full:
+                    if answer.full or time.monotonic() > deadline:
                         self._view.resume_behind(line)
                         return answer.ended(after=reached, more=True)
             except ChainBroken as broken:
@@ -158,9 +162,11 @@ class Readings:
             raise Refusal(INVALID, "`h` is no list as long as `n`.")
         expected = dict(zip(numbers, hashes, strict=True)) if hashes is not None else {}
         answer = _Answer(_NUMBERS_MAX)
+        deadline = time.monotonic() + _WORK_S
         files = self._view.files()
         wanted = deque(sorted(set(numbers)))
-        while wanted and not answer.full:
+        late = False
+        while wanted and not (answer.full or late):
             line = self._line(files, wanted[0])
             if line is not None:
                 if expected.get(line.n, base64_text(line.h)) != base64_text(line.h):
@@ -168,6 +174,7 @@ class Readings:
                 line.parsed()
                 answer.add(_raw_row(line))
             wanted.popleft()
+            late = time.monotonic() > deadline
         return answer.ended(more=bool(wanted), rest=list(wanted))
 
     def _line(self, files: list[SegmentFile], n: int) -> PlacedLine | None:
@@ -188,7 +195,7 @@ class Readings:
         limit = _number(request, "limit", _ROWS, least=1, most=ROWS_MAX)
         order = request.get("order", "newest")
         files = self._view.files()
-        deadline = time.monotonic() + _SEARCH_S
+        deadline = time.monotonic() + _WORK_S
         if order == "newest":
             before = _number(request, "before", 1 << 62, least=0)
             return self._search_newest(files, filters, limit, before, deadline)
@@ -282,19 +289,21 @@ class Readings:
         """Record lines whose own id, exchange, start or whole is `identifier`, oldest first. What of a segment can't be
         shown is added to `broken`.
 
-        Names that carry a time are looked for around it first, and everywhere only when nothing is there.
+        Names that carry a time are looked for around it first, and everywhere only when nothing is there. Raises `Refusal`
+        after 20 s: the log is too long for that.
         """
         files = self._view.files()
+        deadline = time.monotonic() + _FIND_S
         moment = _moment_of(identifier)
         near = [position for position in range(len(files)) if moment is None or _is_near(files, position, moment)]
         found = False
-        for line in self._named_in(files, near, identifier, after, broken):
+        for line in self._named_in(files, near, identifier, after, broken, deadline):
             found = True
             yield line
         if not found and len(near) < len(files):
             looked_at = set(near)
             rest = [position for position in range(len(files)) if position not in looked_at]
-            yield from self._named_in(files, rest, identifier, after, broken)
+            yield from self._named_in(files, rest, identifier, after, broken, deadline)
 
     def _named_in(
         self,
@@ -303,11 +312,16 @@ class Readings:
         identifier: str,
         after: int,
         broken: list[ChainBroken],
+        deadline: float,
     ) -> Iterator[PlacedLine]:
+        looked_at = 0
         needle = orjson.dumps(identifier)
         for position in positions:
             try:
                 for line in self._view.walk(files, position, after + 1):
+                    looked_at += 1
+                    if looked_at % _LOOKED_AT == 0 and time.monotonic() > deadline:
+                        raise Refusal(UNAVAILABLE, "The log is too long to be looked through for this name alone.")
                     if needle not in line.raw:
                         continue
                     record = line.parsed()
