@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from secure_llm_proxy.audit.index import IndexedRecord, matches
 from secure_llm_proxy.audit.index_rows import row_of
-from secure_llm_proxy.audit.read_client import RawLine
+from secure_llm_proxy.audit.read_client import OpenedRecord, RawLine, Row
 from secure_llm_proxy.foundation.errors import EvidenceBroken
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,10 @@ class LineReader(Protocol):
     """Whoever can be asked for lines of this host's log; `AuditReader` outside of tests. May raise `ProxyError`."""
 
     def lines(self, numbers: Sequence[int], *, hashes: Sequence[str] | None = None) -> tuple[RawLine, ...]: ...
+
+    def blind(self, name: str, value: str) -> str: ...
+
+    def reveal(self, identifier: str, *, reader: str, code: str, by: str) -> tuple[OpenedRecord, ...]: ...
 
     def state(self) -> Mapping[str, Any]: ...
 
@@ -64,6 +68,19 @@ class RecordReading:
                 "the log was exchanged. Run `manage.py audit verify`, then `manage.py audit reindex`.",
             )
         return CheckedRecord(indexed)
+
+    def open(self, indexed: IndexedRecord, *, reader: str, code: str, by: str) -> tuple[OpenedRecord, ...]:
+        """The record with its body in clear, and with what belongs to it: its parts, its end. See `AuditReader.reveal`."""
+        opened = self._reader.reveal(indexed.id, reader=reader, code=code, by=by)
+        return tuple(each for each in opened if indexed.id in _names_of(each.row))
+
+    def blind(self, values: Mapping[str, str]) -> dict[str, str]:
+        """Under which blind indexes records with these values stand, by name (`vocabulary.audit.indexed_values`)."""
+        return {name: self._reader.blind(name, value) for name, value in values.items()}
+
+
+def _names_of(row: Row) -> tuple[object, ...]:
+    return row.id, row.clear.get("sid"), row.clear.get("pt_of")
 
 
 def _alarm(indexed: IndexedRecord, sentence: str) -> CheckedRecord:

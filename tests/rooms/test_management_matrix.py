@@ -195,6 +195,7 @@ VALID: dict[str, dict[str, object]] = {
     "create_organisation": {"name": "O"},
     "rename_organisation": {"name": "O"},
     "add_address_rule": {"list": "blocked", "network": "203.0.113.0/24"},
+    "reveal_audit_record": {"reader": "ada", "code": "123456", "reason": "drill"},
     "kill": {"subject": "everything", "reason": "drill"},
 }
 """Bodies that get past the form, so that what refuses is the guard or the reach."""

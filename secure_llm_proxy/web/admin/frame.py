@@ -119,6 +119,20 @@ class Call:
         event: EventName = EventName.ADMIN_CHANGE,
     ) -> T:
         """Run `work` in one transaction after its intent is on record; then its result is recorded, too."""
+        database = self.house.database
+        return self.recorded(action, subject, lambda: database.run(work), clear=clear, body=body, event=event)
+
+    def recorded(
+        self,
+        action: str,
+        subject: str,
+        apply: Callable[[], T],
+        *,
+        clear: Mapping[str, ClearValue] | None = None,
+        body: Mapping[str, object] | None = None,
+        event: EventName = EventName.ADMIN_CHANGE,
+    ) -> T:
+        """Call `apply` after its intent is on record; then its result is recorded, too."""
         change = Change(
             action,
             subject,
@@ -127,7 +141,7 @@ class Call:
             {"from": {"address": self.arrival.address}, **(body or {})},
             event,
         )
-        return self.house.change(change, lambda: self.house.database.run(work))
+        return self.house.change(change, apply)
 
     def announce(self, kids: Iterable[str]) -> None:
         """Workers ask again about these keys; those that don't hear of it do so within API_KEY_CACHE_S."""

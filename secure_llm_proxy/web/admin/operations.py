@@ -89,6 +89,8 @@ OPERATIONS: tuple[Operation, ...] = (
        "Records of the audit log by what they say in clear, newest first"),
     _O("GET", "/audit/records/<record_id>", "audit_records", "read_audit_record", _P.AUDIT_READ,
        "One record, read from its segment"),
+    _O("POST", "/audit/records/<record_id>/reveal", "audit_records", "reveal_audit_record", _P.AUDIT_REVEAL,
+       "Open the body of a record, with a code of an enrolled reader", step_up=True),
     _O("GET", "/kill-switches", "kill_switches", "list_kill_switches", _P.KILL_SWITCHES_READ, "Who is stopped"),
     _O("POST", "/kill-switches", "kill_switches", "kill", _P.KILL_SWITCHES_MANAGE,
        "Stop a key, user, project, organisation or everything, everywhere within 5 s"),

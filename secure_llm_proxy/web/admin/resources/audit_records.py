@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
+import orjson
 from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
 from sqlalchemy.orm import Session
 
-from secure_llm_proxy.audit.index import IndexedRecord, Position, RecordFilter
-from secure_llm_proxy.foundation.errors import InvalidRequest
+from secure_llm_proxy.audit.index import IndexedRecord, Position, RecordFilter, record_of
+from secure_llm_proxy.foundation.errors import EvidenceBroken, InvalidRequest, NotFound
 from secure_llm_proxy.identity import OrganisationReach
-from secure_llm_proxy.web.admin.frame import Call, Endpoint, Moment, Nothing, Told, endpoint, foreign
+from secure_llm_proxy.vocabulary.audit import indexed_values
+from secure_llm_proxy.vocabulary.events import EventName
+from secure_llm_proxy.web.admin.frame import Body, Call, Endpoint, Moment, Nothing, Told, endpoint, foreign
 from secure_llm_proxy.web.admin.paging import PageQuery
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -56,6 +60,26 @@ class RecordQuery(PageQuery):
     status: Annotated[_Name, Field(description="How an exchange ended: `complete`, `client_abort` …")] | None = None
     request_id: Annotated[_Name, Field(description="`X-Request-Id` of an answer, or the id of a change.")] | None = None
     log: Annotated[_LongName, Field(description="Records of this host's log only.")] | None = None
+    address: (
+        Annotated[str, StringConstraints(min_length=2, max_length=64), Field(description="Sealed with it.")] | None
+    ) = None
+    agent: (
+        Annotated[str, StringConstraints(min_length=1, max_length=1024), Field(description="Sealed with it.")] | None
+    ) = None
+    email: (
+        Annotated[str, StringConstraints(min_length=3, max_length=254), Field(description="Sealed with it.")] | None
+    ) = None
+
+    def sealed_values(self) -> dict[str, str]:
+        """What was asked for that stands in no record readably. Raises `InvalidRequest`."""
+        address = self.address
+        if address is not None:
+            try:
+                parsed = ipaddress.ip_address(address)
+            except ValueError:
+                raise InvalidRequest("That is no address.", param="address") from None
+            address = str(getattr(parsed, "ipv4_mapped", None) or parsed)
+        return indexed_values(address=address, agent=self.agent, email=self.email)
 
     def position(self) -> Position | None:
         """Behind which record this page begins. Raises `InvalidRequest` for a cursor that is none of ours."""
@@ -118,8 +142,36 @@ class CheckedRecordTold(Told):
     problem: str | None = Field(description="Why the record is not told.")
 
 
+class RevealOrder(Body):
+    reader: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z._-]{1,64}$")] = Field(
+        description="Who was enrolled on the log's host."
+    )
+    code: Annotated[str, StringConstraints(pattern=r"^[0-9]{6}$")] = Field(
+        description="What the reader's app shows now."
+    )
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(description="Sealed with the look.")
+
+
+class OpenedRecordTold(Told):
+    """`body` is the JSON that was sealed; what is no JSON, as text; null when it can't be opened, and `problem` says why."""
+
+    record: RecordTold
+    body: Any
+    problem: str | None
+
+
+class OpenedRecords(Told):
+    """The record, and what belongs to it: its parts, its end."""
+
+    items: list[OpenedRecordTold]
+
+
 def list_audit_records(call: Call, asked: RecordQuery) -> RecordPage:
+    blind = call.house.audit_records.blind(asked.sealed_values())
     wanted = RecordFilter(
+        address=blind.get("ipx"),
+        agent=blind.get("uax"),
+        email=blind.get("emx"),
         since=_moment(asked.since),
         until=_moment(asked.until),
         log=asked.log,
@@ -157,6 +209,40 @@ def read_audit_record(call: Call, _asked: Nothing) -> CheckedRecordTold:
         verified=checked.record is not None,
         problem=checked.problem,
     )
+
+
+def reveal_audit_record(call: Call, asked: RevealOrder) -> OpenedRecords:
+    indexed = call.read(partial(_in_reach, call))
+    checked = call.house.audit_records.check(indexed)
+    if checked.record is None:
+        if checked.alarm:
+            raise EvidenceBroken(str(checked.problem))
+        raise NotFound(str(checked.problem))
+    opened = call.recorded(
+        "audit.reveal",
+        indexed.id,
+        lambda: call.house.audit_records.open(indexed, reader=asked.reader, code=asked.code, by=call.actor.name_in_log),
+        clear={"reader": asked.reader},
+        body={"reason": asked.reason},
+        event=EventName.AUDIT_REVEAL,
+    )
+    return OpenedRecords(
+        items=[
+            OpenedRecordTold(
+                record=_told(record_of(indexed.log, each.row)),
+                body=None if each.body is None else _readable(each.body),
+                problem=each.problem,
+            )
+            for each in opened
+        ]
+    )
+
+
+def _readable(body: bytes) -> Any:  # noqa: ANN401  whatever JSON holds
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body.decode("utf-8", "replace")
 
 
 def _in_reach(call: Call, session: Session) -> IndexedRecord:
@@ -218,5 +304,6 @@ def _told(record: IndexedRecord) -> RecordTold:
 
 ENDPOINTS: dict[str, Endpoint] = {
     "list_audit_records": endpoint(list_audit_records, RecordQuery, RecordPage),
+    "reveal_audit_record": endpoint(reveal_audit_record, RevealOrder, OpenedRecords),
     "read_audit_record": endpoint(read_audit_record, Nothing, CheckedRecordTold),
 }
