@@ -219,6 +219,9 @@ class Writer:
         # Exchanges whose start found no room: their ends have nothing to end.
         self._never_started: dict[str, None] = {}
         self._arrived_bytes = 0
+        self._woken = False
+        self._look_at_s = 0.0
+        self._told_version = -1
         # When the open exchanges of a worker that is not connected become orphans (monotonic seconds).
         self._deadlines: dict[str, float] = {}
         self._seen_leaving: set[str] = set()
@@ -253,6 +256,7 @@ class Writer:
                     self._stop_request.hear()
                 elif descriptor == self._wake.fileno():
                     self._wake.hear()
+                    self._woken = True
                 elif descriptor == self._listener.fileno():
                     self._accept()
                 elif descriptor == self._parent:
@@ -270,12 +274,16 @@ class Writer:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        self._look_around()
+        looks = self._woken or time.monotonic() >= self._look_at_s
+        if looks:
+            self._look_around()
         self._work()
         if self._sink is not None:
             self._sink.tell(self._appender.settled)
-        backups = self._keeper.state.runs if self._keeper else 0
-        self._state.tell((self._alarms.version, self._anchors.standing, backups), self._told_of_state)
+        if looks or self._alarms.version != self._told_version or not self._state.due_s():
+            self._told_version = self._alarms.version
+            backups = self._keeper.state.runs if self._keeper else 0
+            self._state.tell((self._told_version, self._anchors.standing, backups), self._told_of_state)
 
     def _work(self) -> None:
         if self._retry_at_s is not None:
@@ -300,7 +308,7 @@ class Writer:
             self._hold()
 
     def _look_around(self) -> None:
-        """What is wrong around the log becomes an alarm, and what is right again ends it."""
+        """What is wrong around the log becomes an alarm, and what is right again ends it: every second, and when woken."""
         alarms = self._alarms
         self._room.look()
         alarms.set(Subject.ROOM, self._room.trouble)
@@ -311,6 +319,7 @@ class Writer:
             alarms.set(Subject.SINK, self._sink.trouble)
         for place, trouble in self._anchors.troubles():
             alarms.set(_ANCHORS[place], trouble)
+        self._woken, self._look_at_s = False, time.monotonic() + _LOOK_S
 
     def _told_of_state(self) -> Mapping[str, object]:
         """Members of the state file."""
@@ -532,6 +541,7 @@ class Writer:
             self._remember_refused(worker, counter, REFUSED)
             connection.acks.append(counter | REFUSED)
         except _NoRoom:
+            self._alarms.set(Subject.ROOM, self._room.trouble)
             self._alarms.refused(Subject.ROOM)
             self._remember_refused(worker, counter, NO_ROOM)
             self._turned_away.append((connection, counter))
