@@ -82,6 +82,7 @@ class Alarms:
         elif alarm.until is not None:
             self.version += 1
             alarm.until = None
+            self._report("trouble", what=subject.value, why=why)
 
     def refused(self, subject: Subject, records: int = 1) -> None:
         alarm = self._known.get(subject)

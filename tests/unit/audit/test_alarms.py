@@ -50,8 +50,8 @@ def test_a_trouble_is_told_when_it_begins_and_when_it_ends_and_then_put_on_recor
 
 
 def test_what_comes_and_goes_is_one_alarm() -> None:
-    clock = FakeClock()
-    alarms = Alarms(Reports(), clock=clock)
+    clock, reports = FakeClock(), Reports()
+    alarms = Alarms(reports, clock=clock)
 
     for _ in range(5):
         alarms.set(Subject.SINK, "away")
@@ -62,6 +62,7 @@ def test_what_comes_and_goes_is_one_alarm() -> None:
     clock.passed_s += 1
 
     (alarm,) = alarms.due()
+    assert reports.names == ["trouble", "trouble_over"] * 5
     assert alarm.clear()["since"] == "2026-11-21T00:00:00.000000Z"
     assert alarm.clear()["until"] == "2026-11-21T00:00:41.000000Z"
 
