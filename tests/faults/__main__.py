@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.faults import disks, erasure, honest_logs, kills, tampering
+from tests.faults import disks, erasure, everything, honest_logs, kills, tampering
 from tests.faults.outcome import Outcome, Say
 
 SCENARIOS: Mapping[str, tuple[Callable[[Outcome, Path, Say], None], int]] = {
@@ -33,6 +33,7 @@ SCENARIOS: Mapping[str, tuple[Callable[[Outcome, Path, Say], None], int]] = {
     "shorten-writes": (disks.shorten_writes, 200),
     "jump-clock": (disks.jump_clock, 60),
     "erase": (erasure.erase, 60),
+    "everything": (everything.everything, 60),
     "honest-logs": (honest_logs.honest_logs, 1000),
     "flip-bits": (tampering.flip_bits, 0),
     "tamper": (tampering.tamper, 0),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from secure_llm_proxy.audit.segments import host_directory, segments_in
+from secure_llm_proxy.audit.segments import LogDirectories, SegmentState, find_log
 from secure_llm_proxy.settings import AuditSettings
 from tests.support.audit_load import Workers
 from tests.support.audit_log import WriterProcess, audit_settings, check, records_in, wait_until
@@ -56,10 +56,10 @@ def judge_log(outcome: Outcome, settings: AuditSettings, ledger: Iterable[str], 
     """
     acknowledged = list(ledger)
     report = check(settings)
-    directory = host_directory(settings.directory, settings.host_id)
+    log = find_log(settings.directory, settings.host_id, settings.fallback_directory)
     records = Counter[str]()
     starts, ends = dict[str, None](), set[str]()
-    for line in chained_lines(directory, outcome):
+    for line in chained_lines(log, outcome):
         if line["k"] == "rec":
             records[str(line["id"])] += 1
             if line["ty"] == "llm.start":
@@ -75,7 +75,7 @@ def judge_log(outcome: Outcome, settings: AuditSettings, ledger: Iterable[str], 
     outcome.count("lost", len(lost))
     outcome.count("doubled", len(doubled))
     outcome.count("segments", report.segments)
-    outcome.count("crashed_segments", len(list(directory.glob("*.crashed.jsonl"))))
+    outcome.count("crashed_segments", sum(each.state is SegmentState.CRASHED for each in log.segments()))
     outcome.count("torn_tails", len(torn))
     outcome.count("checkpoints", report.checkpoints)
     outcome.count("key_rolls", report.key_rolls)
@@ -91,11 +91,11 @@ def judge_log(outcome: Outcome, settings: AuditSettings, ledger: Iterable[str], 
     )
 
 
-def chained_lines(directory: Path, outcome: Outcome) -> Iterator[dict[str, object]]:
+def chained_lines(log: LogDirectories, outcome: Outcome) -> Iterator[dict[str, object]]:
     """Every line of the log as JSON. A gap, a fork or a second line of one index is a broken bar. Knows of the format only
     `n`, `p`, `prev` and that a hash is SHA-256(0x00 ‖ line).
     """
-    files = segments_in(directory)
+    files = log.segments()
     firsts = [json.loads(file.path.read_bytes().partition(b"\n")[0]) for file in files]
     expected, before = 0, ""
     for position, file in enumerate(files):
@@ -145,7 +145,7 @@ def end_writer(outcome: Outcome, writer: WriterProcess) -> None:
 
 def _open_exchanges(settings: AuditSettings) -> int:
     started, ended = set[str](), set[str]()
-    for record in records_in(host_directory(settings.directory, settings.host_id)):
+    for record in records_in(settings.directory, also=settings.fallback_directory):
         if record.type == "llm.start":
             started.add(record.id)
         elif record.type == "llm.end":

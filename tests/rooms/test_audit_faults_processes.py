@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.faults import disks, erasure, kills
+from tests.faults import disks, erasure, everything, kills
 from tests.faults.outcome import Outcome, Say
 from tests.support.audit_log import REPOSITORY
 
@@ -109,3 +109,11 @@ def test_people_erased_under_load_and_by_a_writer_that_dies_of_it_are_gone_and_n
     measured = survived(erasure.erase, tmp_path, 6)
 
     assert measured["bodies_erased"] > 0
+
+
+def test_with_sink_backup_and_second_directory_nothing_is_missing_anywhere_after_all_faults_at_once(
+    tmp_path: Path,
+) -> None:
+    measured = survived(everything.everything, tmp_path, 3)
+
+    assert measured["segments_in_second_directory"] > 0
