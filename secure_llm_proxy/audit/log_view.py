@@ -194,6 +194,19 @@ class LogView:
         """The durable lines of segment `files[position]` from line `start` on. Raises `ChainBroken`; a segment that was
         retired meanwhile has no lines.
         """
+        reached = start
+        try:
+            for line in self._walk(files, position, start):
+                yield line
+                reached = line.n + 1
+            return
+        except ChainBroken:
+            # What is remembered may be of a segment that was given up before it held a record: the next one has its number, its
+            # first index and, with luck, its inode. Only what breaks from the first line on is broken.
+            self._forget(files[position])
+        yield from self._walk(files, position, reached)
+
+    def _walk(self, files: list[SegmentFile], position: int, start: int) -> Iterator[PlacedLine]:
         known = self.segment(files[position])
         if known is None:
             return
@@ -204,7 +217,7 @@ class LogView:
             return
         with stream:
             if _inode_of(stream.fileno()) != known.inode:
-                return
+                raise ChainBroken(known.file.number, start, 0, "the segment was put in place of another")
             mark = self._mark_before(known, start)
             n, offset, h = mark.n, mark.offset, mark.h
             marked = offset
@@ -217,7 +230,7 @@ class LogView:
                     try:
                         _check_place(known.file.number, n, offset, raw, h)
                     except ChainBroken:
-                        if last is None:
+                        if last is None and (n > mark.n or not mark.offset):
                             # Nothing says that this is a line of the log at all: a torn tail, or a disk's last note.
                             break
                         raise
@@ -245,6 +258,14 @@ class LogView:
             self._resumed.move_to_end((line.segment.inode, mark.n))
             if len(self._resumed) > _RESUMED:
                 self._resumed.popitem(last=False)
+
+    def _forget(self, file: SegmentFile) -> None:
+        with self._lock:
+            known = self._known.pop(file.number, None)
+            marks = self._marks.pop(file.number, None)
+            inodes = {each.inode for each in (known, marks) if each is not None}
+            for key in [key for key in self._resumed if key[0] in inodes]:
+                del self._resumed[key]
 
     def _last_of(self, files: list[SegmentFile], position: int) -> _Last | None:
         """The last line that counts in a segment; None when nobody says."""
