@@ -34,8 +34,8 @@ from secure_llm_proxy.foundation.upserts import insert_into
 log = logging.getLogger(__name__)
 
 SHIP_S = 3.0
-# Rows of one transaction, and so what a worker does at a stretch.
-BATCH = 200
+# Rows of one transaction, and so what a worker does at a stretch: some 90 µs of its time each (2026-11).
+BATCH = 100
 # In one go; then the others of this worker's background get their turn.
 _BATCHES = 30
 _LEASE_S = 30.0
