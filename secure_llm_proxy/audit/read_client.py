@@ -151,6 +151,7 @@ class RawLines:
     lines: tuple[RawLine, ...]
     more: bool
     after: int
+    broken: tuple[Break, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,12 @@ class AuditReader:
     def find(self, identifier: str, *, after: int = -1, limit: int = 200) -> RawLines:
         """Record lines whose own id, exchange, start or whole is `identifier`. Raises `NotFound` when there is none."""
         lines, end = self._ask({"op": "find", "id": identifier, "after": after, "limit": limit})
-        return RawLines(tuple(_line(line) for line in lines), more=bool(end["more"]), after=int(end["after"]))
+        return RawLines(
+            tuple(_line(line) for line in lines),
+            more=bool(end["more"]),
+            after=int(end["after"]),
+            broken=tuple(_break(each) for each in end.get("broken", ())),
+        )
 
     def blind(self, name: str, value: str) -> str:
         """The index under which records stand with this address (`ipx`), user agent (`uax`) or e-mail (`emx`), as

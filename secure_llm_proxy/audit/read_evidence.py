@@ -68,11 +68,17 @@ class ReadEvidence:
 
     def named(self, identifier: str) -> list[SourceLine]:
         try:
-            return [_stored(line) for line in self._reader.find(identifier, limit=_NAMED_MAX).lines]
+            found = self._reader.find(identifier, limit=_NAMED_MAX)
         except NotFound:
             return []
         except EvidenceBroken as error:
             raise Damaged(error.public) from None
+        own = tuple(f'"{name}":"{identifier}"'.encode() for name in ("id", "rid"))
+        if found.broken and not any(needle in line.raw for line in found.lines for needle in own):
+            # Others name it; itself it stands where nothing can be shown.
+            broken = found.broken[0]
+            raise Damaged(f"The log is damaged: segment {broken.segment}, line {broken.n}: {broken.what}.")
+        return [_stored(line) for line in found.lines]
 
     def state(self) -> LogState:
         told = self._reader.state()

@@ -167,26 +167,28 @@ class Readings:
         wanted = deque(sorted(set(numbers)))
         late = False
         while wanted and not (answer.full or late):
-            line = self._line(files, wanted[0])
-            if line is not None:
+            asked = wanted[0]
+            for line in self._from(files, asked):
+                # Lines that follow each other are read in one go.
+                if not wanted or line.n != wanted[0] or answer.full or late:
+                    break
                 if expected.get(line.n, base64_text(line.h)) != base64_text(line.h):
                     raise ChainBroken(line.segment.file.number, line.n, line.offset, "the line has another hash")
                 line.parsed()
                 answer.add(_raw_row(line))
-            wanted.popleft()
-            late = time.monotonic() > deadline
+                wanted.popleft()
+                self._view.resume_behind(line)
+                late = time.monotonic() > deadline
+            if wanted and wanted[0] == asked:
+                wanted.popleft()
+                late = late or time.monotonic() > deadline
         return answer.ended(more=bool(wanted), rest=list(wanted))
 
-    def _line(self, files: list[SegmentFile], n: int) -> PlacedLine | None:
+    def _from(self, files: list[SegmentFile], n: int) -> Iterator[PlacedLine]:
+        """The lines from `n` on to the end of its segment; none when the log does not hold it."""
         position = self._view.position_of(files, n)
-        if position >= len(files):
-            return None
-        for line in self._view.walk(files, position, n):
-            if line.n != n:
-                break
-            self._view.resume_behind(line)
-            return line
-        return None
+        if position < len(files):
+            yield from self._view.walk(files, position, n)
 
     # --- search -------------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from secure_llm_proxy.audit.frameworks import (
     score_of,
     worst_of,
 )
-from secure_llm_proxy.audit.validation import Result, validate
+from secure_llm_proxy.audit.validation import Result, SegmentTrees, validate
 from secure_llm_proxy.foundation.clock import rfc3339
 
 ROWS_MAX = 200_000
@@ -182,10 +182,11 @@ def _verify_samples(
     failed: list[str] = []
     checked = undecided = signed = 0
     begun = monotonic_s()
+    trees = SegmentTrees()
     for identifier in ids:
         if monotonic_s() - begun > SAMPLE_SECONDS_MAX:
             break
-        found = validate(source, identifier, now)
+        found = validate(source, identifier, now, trees)
         if found is None:
             failed.append(identifier)
             checked += 1

@@ -8,7 +8,7 @@ root must be the one that was signed. What can't be decided is UNKNOWN, and then
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -110,23 +110,33 @@ class Validation:
         return told
 
 
-def validate(source: Evidence, identifier: str, now: datetime) -> Validation | None:
-    """Verify the record (or the first of the exchange) of that name. None when the log holds none. Raises `Unavailable`."""
+def validate(source: Evidence, identifier: str, now: datetime, trees: SegmentTrees | None = None) -> Validation | None:
+    """Verify the record (or the first of the exchange) of that name. None when the log holds none. Raises `Unavailable`.
+
+    Who validates several gives the same `trees` each time: then no line is hashed twice.
+    """
     try:
         found = source.named(identifier)
     except Damaged as damage:
         return _damaged(identifier, None, str(damage))
     records = [(line, record) for line in found if (record := _record_of(line)) is not None]
-    if not records:
-        return None if not found else _damaged(identifier, None, "The record's line is not in the form of the log.")
-    stored, record = next(((line, each) for line, each in records if each.id == identifier), records[0])
+    if not found:
+        return None
+    own = [(line, each) for line, each in records if identifier in (each.id, each.exchange_id)]
+    if not own and len(records) < len(found):
+        return _damaged(identifier, None, "The record's line is not in the form of the log.")
+    if not own:
+        return _undecided(
+            identifier, "The record itself is not here, only others that name it: its segment was retired."
+        )
+    stored, record = next(((line, each) for line, each in own if each.id == identifier), own[0])
     row = row_of_record(record, stored.segment, stored.raw)
     related = [each for _, each in records if each.id != record.id]
     try:
         if record.type != AuditType.LLM_START and identifier != record.exchange_id:
             # The end of a start names it; the others are found by their exchange.
             related += _others_of_exchange(source, record, related)
-        surroundings = _Surroundings(source, stored, record)
+        surroundings = _Surroundings(source, stored, record, trees or SegmentTrees())
         integrity, checkpoint = surroundings.checks(), surroundings.checkpoint
     except Damaged as damage:
         return _damaged(identifier, row, str(damage))
@@ -157,16 +167,20 @@ def _others_of_exchange(source: Evidence, record: RecordLine, known: list[Record
 
 
 def _damaged(identifier: str, row: ClearRow | None, what: str) -> Validation:
-    unknown = Check(Result.UNKNOWN, "Not decided, since the log is damaged there.")
+    undecided = _undecided(identifier, "Not decided, since the log is damaged there.")
+    failed = Check(Result.FAIL, what)
+    integrity = undecided.integrity | {"hash_verification": failed, "sequence_validation": failed}
+    return replace(undecided, row=row, integrity=integrity)
+
+
+def _undecided(identifier: str, why: str) -> Validation:
+    unknown = Check(Result.UNKNOWN, why)
     return Validation(
         identifier,
-        row,
-        {
-            "hash_verification": Check(Result.FAIL, what),
-            "signature_verification": unknown,
-            "timestamp_validation": unknown,
-            "sequence_validation": Check(Result.FAIL, what),
-        },
+        None,
+        dict.fromkeys(
+            ("hash_verification", "signature_verification", "timestamp_validation", "sequence_validation"), unknown
+        ),
         dict.fromkeys(
             ("required_fields", "audit_trail_completeness", "security_events_logged", "compliance_mapping"), unknown
         ),
@@ -184,6 +198,7 @@ class _Surroundings:
     source: Evidence
     stored: SourceLine
     record: RecordLine
+    trees: SegmentTrees
     checkpoint: Checkpoint | None = None
     before: Line | None = field(default=None, init=False)
     after: Line | None = field(default=None, init=False)
@@ -239,87 +254,116 @@ class _Surroundings:
 
     def _signature(self) -> Check:
         """Fold the segment's lines into the tree until a checkpoint that covers the record; hold it to its signature."""
-        first = self._first_of_segment()
-        if first is None:
+        tree = self.trees.of(self.source, self.stored)
+        if tree is None:
             return Check(Result.UNKNOWN, "The first line of its segment is not here.")
-        n, segment = first
-        if "cp" not in segment.features:
+        if not tree.is_signed:
             return Check(Result.UNKNOWN, "Its segment was written before checkpoints were.")
-        walk = _TreeWalk(segment)
-        for line in self._walk(n):
-            told = walk.take(line, self.record.n)
-            if told is not None:
-                self.checkpoint = walk.checkpoint
-                return told
-            if line.n - n > LINES_MAX:
-                return Check(
-                    Result.UNKNOWN, f"More than {LINES_MAX} lines to its checkpoint; use `manage.py audit prove`."
-                )
-        return Check(Result.UNKNOWN, "No checkpoint covers it yet; one is signed within seconds.")
-
-    def _first_of_segment(self) -> tuple[int, SegmentLine] | None:
-        """By halves: lines know their segment."""
-        low, high = 0, self.record.n
-        while low < high:
-            middle = (low + high) // 2
-            found = self.source.lines([middle])
-            # A line that is not here belongs to a segment that was retired.
-            if not found or found[0].segment < self.stored.segment:
-                low = middle + 1
-            else:
-                high = middle
-        found = self.source.lines([low])
-        line = _parsed(found[0]) if found else None
-        return (low, line) if isinstance(line, SegmentLine) else None
-
-    def _walk(self, first: int) -> Iterator[SourceLine]:
-        # Most of them lie before the record; behind it a checkpoint is near.
-        start, size = first, _CHUNK
-        while True:
-            found = self.source.lines(range(start, start + size))
-            yield from found
-            if len(found) < size:
-                return
-            start += size
-            size = _AHEAD if start > self.record.n else _CHUNK
+        told, self.checkpoint = tree.over(self.source, self.record.n)
+        return told
 
 
-class _TreeWalk:
-    """The tree over the log's lines from the first of a segment on, and the key that signs there."""
+class SegmentTrees:
+    """The trees of the segments that were looked at, each folded as far as was needed."""
 
-    def __init__(self, segment: SegmentLine) -> None:
+    def __init__(self) -> None:
+        self._trees: dict[int, _SegmentTree | None] = {}
+
+    def of(self, source: Evidence, stored: SourceLine) -> _SegmentTree | None:
+        """Of the segment that holds the line; None when its first line is not here. Raises `Damaged`."""
+        if stored.segment not in self._trees:
+            found = _first_of_segment(source, stored)
+            self._trees[stored.segment] = None if found is None else _SegmentTree(*found)
+        return self._trees[stored.segment]
+
+
+def _first_of_segment(source: Evidence, stored: SourceLine) -> tuple[int, SegmentLine] | None:
+    """By halves: lines know their segment."""
+    low, high = 0, stored.n
+    while low < high:
+        middle = (low + high) // 2
+        found = source.lines([middle])
+        # A line that is not here belongs to a segment that was retired.
+        if not found or found[0].segment < stored.segment:
+            low = middle + 1
+        else:
+            high = middle
+    found = source.lines([low])
+    line = _parsed(found[0]) if found else None
+    return (low, line) if isinstance(line, SegmentLine) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What was found of the checkpoint over the log's first `size` lines; `checkpoint` None: not what was signed."""
+
+    size: int
+    check: Check
+    checkpoint: Checkpoint | None
+
+
+class _SegmentTree:
+    """The tree over the log's lines from the first of a segment on, the key that signs there, and the checkpoints passed."""
+
+    def __init__(self, first: int, segment: SegmentLine) -> None:
         self._log = segment.log
         self._key = segment.epoch_public_key
         self._features = segment.features
         self._edge: TreeEdge | None = TreeEdge() if segment.n == 0 else None
         self._held: list[bytes] = []
         self._owner_rolled = False
-        self.checkpoint: Checkpoint | None = None
+        self._first = self._next = first
+        self._judged: list[_Judged] = []
+        self._failed: Check | None = None
+        self.is_signed = "cp" in segment.features
 
-    def take(self, stored: SourceLine, wanted: int) -> Check | None:
-        """None while no checkpoint over line `wanted` was seen."""
+    def over(self, source: Evidence, n: int) -> tuple[Check, Checkpoint | None]:
+        """What the first checkpoint that covers line `n` says. Raises `Damaged`."""
+        while True:
+            for judged in self._judged:
+                if judged.size > n:
+                    return judged.check, judged.checkpoint
+            if self._failed is not None:
+                return self._failed, None
+            if self._next - self._first > LINES_MAX:
+                told = f"More than {LINES_MAX} lines to its checkpoint; use `manage.py audit prove`."
+                return Check(Result.UNKNOWN, told), None
+            # Most of them lie before the record; behind it a checkpoint is near.
+            size = _AHEAD if self._next > n else _CHUNK
+            found = source.lines(range(self._next, self._next + size))
+            for line in found:
+                self._take(line)
+            if not found:
+                return Check(Result.UNKNOWN, "No checkpoint covers it yet; one is signed within seconds."), None
+
+    def _take(self, stored: SourceLine) -> None:
         line = _parsed(stored, self._features)
         if isinstance(line, TreeLine) and self._edge is None:
-            try:
-                self._edge = TreeEdge(line.n - 1, line.edge)
-            except ValueError:
-                return Check(Result.FAIL, "The tree that its segment carries fits no number of lines.")
-            for held in self._held:
-                self._edge.append(held)
+            self._begin(line)
         elif isinstance(line, SegmentLine):
             self._features = line.features
-        elif isinstance(line, KeyRollLine) and (told := self._roll(line)) is not None:
-            return told
-        elif isinstance(line, CheckpointLine) and line.n > wanted:
-            return self._judge(line)
+        elif isinstance(line, KeyRollLine):
+            self._roll(line)
+        elif isinstance(line, CheckpointLine):
+            self._judge(line)
         own = leaf(stored.raw)
         if self._edge is None:
             self._held.append(own)
         else:
             self._edge.append(own)
-        return None
+        self._next = stored.n + 1
 
-    def _roll(self, line: KeyRollLine) -> Check | None:
+    def _begin(self, line: TreeLine) -> None:
+        try:
+            edge = TreeEdge(line.n - 1, line.edge)
+        except ValueError:
+            self._failed = Check(Result.FAIL, "The tree that its segment carries fits no number of lines.")
+            return
+        for held in self._held:
+            edge.append(held)
+        self._edge = edge
+
+    def _roll(self, line: KeyRollLine) -> None:
         if line.by == BY_OWNER:
             # The owner's key is not known here.
             self._owner_rolled = True
@@ -328,24 +372,30 @@ class _TreeWalk:
                 statement = key_roll_statement(self._log, line)
                 Ed25519PublicKey.from_public_bytes(self._key).verify(line.signature, statement)
             except (InvalidSignature, ValueError):
-                return Check(Result.FAIL, f"The key roll in line {line.n} is not signed by the key before it.")
+                told = f"The key roll in line {line.n} is not signed by the key before it."
+                self._failed = self._failed or Check(Result.FAIL, told)
         self._key = line.epoch_public_key
-        return None
 
-    def _judge(self, line: CheckpointLine) -> Check:
+    def _judge(self, line: CheckpointLine) -> None:
+        check, checkpoint = self._failed, None
+        if check is None:
+            check, checkpoint = self._check(line)
+        self._judged.append(_Judged(line.n, check, checkpoint))
+
+    def _check(self, line: CheckpointLine) -> tuple[Check, Checkpoint | None]:
         if self._edge is None:
-            return Check(Result.UNKNOWN, "Its segment does not carry the tree over the lines before it.")
+            return Check(Result.UNKNOWN, "Its segment does not carry the tree over the lines before it."), None
         try:
             checkpoint = verify_checkpoint(line.note, self._key)
         except NoteBroken as error:
-            return Check(Result.FAIL, f"Line {line.n}: {error}.")
+            return Check(Result.FAIL, f"Line {line.n}: {error}."), None
         if checkpoint != Checkpoint(self._log, line.n, self._edge.root(), line.t):
-            return Check(Result.FAIL, f"The lines up to {line.n} are not those that the checkpoint there signed.")
-        self.checkpoint = checkpoint
+            return Check(Result.FAIL, f"The lines up to {line.n} are not those that the checkpoint there signed."), None
         if self._owner_rolled:
-            return Check(Result.UNKNOWN, "Signed, by a key that the owner put in force, whose key is not known here.")
+            told = "Signed, by a key that the owner put in force, whose key is not known here."
+            return Check(Result.UNKNOWN, told), checkpoint
         told = f"The checkpoint over {line.n} lines, of {line.t}, is signed by the epoch key {base64_text(self._key)}."
-        return Check(Result.PASS, f"{told} `{_RECOMMENDED} --genesis` leads that key back to its owner's.")
+        return Check(Result.PASS, f"{told} `{_RECOMMENDED} --genesis` leads that key back to its owner's."), checkpoint
 
 
 def _parsed(stored: SourceLine, features: tuple[str, ...] = ("cp", "kr", "tr")) -> Line:

@@ -80,6 +80,8 @@ class FileEvidence:
 
 def _is_named(item: LogLine, identifier: str) -> bool:
     line = item.line
+    if line is None:
+        return f'"id":"{identifier}"'.encode() in item.raw
     return isinstance(line, RecordLine) and identifier in (
         line.id,
         line.exchange_id,

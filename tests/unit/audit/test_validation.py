@@ -13,9 +13,10 @@ import orjson
 import pytest
 
 from secure_llm_proxy.audit.appender import Entry
+from secure_llm_proxy.audit.evidence import SourceLine
 from secure_llm_proxy.audit.format import CheckpointLine, check_metadata
 from secure_llm_proxy.audit.reading import log_lines
-from secure_llm_proxy.audit.validation import Result, Status, Validation, validate
+from secure_llm_proxy.audit.validation import Result, SegmentTrees, Status, Validation, validate
 from tests.support.audit_log import EXCHANGE, entry, write_log
 from tests.support.file_evidence import FileEvidence
 
@@ -84,6 +85,17 @@ def test_a_record_under_a_signed_checkpoint_is_valid(log: Path) -> None:
 @pytest.mark.parametrize("identifier", [f"R{number:04d}" for number in range(1, 9)])
 def test_every_record_of_every_segment_is_valid(log: Path, identifier: str) -> None:
     assert checked(log, identifier).status is Status.VALID
+
+
+def test_records_that_share_their_trees_are_judged_as_each_alone(log: Path) -> None:
+    altered(log, 2, lambda data: data.replace(b'"id":"R0006"', b'"id":"R0009"'))
+    names = [f"R{number:04d}" for number in (7, 3, 1, 4, 8, 2)]
+    trees = SegmentTrees()
+    now = datetime.now(UTC) + LATER
+
+    together = [validate(FileEvidence(log), name, now, trees) for name in names]
+
+    assert together == [validate(FileEvidence(log), name, now) for name in names]
 
 
 def test_an_exchange_is_validated_by_its_first_record(log: Path) -> None:
@@ -156,6 +168,17 @@ def test_a_record_that_no_parser_reads_is_invalid(log: Path) -> None:
     altered(log, 2, lambda data: data.replace(b'"dec":"allow"', b'"dec": "allow"', 1))
 
     assert checked(log).status is Status.INVALID
+
+
+def test_an_end_is_never_taken_for_the_start_that_it_names(log: Path) -> None:
+    class Without(FileEvidence):
+        def named(self, identifier: str) -> list[SourceLine]:
+            return [line for line in super().named(identifier) if b'"id":"R0003"' not in line.raw]
+
+    found = validate(Without(log), "R0003", datetime.now(UTC))
+
+    assert found is not None
+    assert (found.status, found.row, found.score) == (Status.UNKNOWN, None, None)
 
 
 # --- not known --------------------------------------------------------------------------------------------------------
