@@ -97,6 +97,7 @@ def test_while_the_first_directory_is_away_segments_open_in_the_second_and_then_
     places.take_away()
     record_segments(settings, 3, first=2)
     places.await_segment(6, places.second)
+    wait_until(lambda: '"what": "second_directory"' in writer.said(), writer.said)
     leads_to = (settings.directory / "audit.jsonl").resolve()
     places.bring_back()
     record_segments(settings, 2, first=5)
