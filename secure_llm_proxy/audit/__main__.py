@@ -105,8 +105,12 @@ def _serve(settings: AuditSettings, parent: int | None) -> None:
     stop = StopRequest()
     appender.recover()
     appender.take_epoch_key()
-    control = ControlDoor(listen(settings.control_address, "AUDIT_CONTROL_SOCKET", mode=0o600), report)
-    reader = ReaderChild(settings, listen(settings.read_address, "AUDIT_READ_SOCKET"), report)
+    control = ControlDoor(
+        listen(settings.control_address, _named("AUDIT_CONTROL_SOCKET", settings.control_socket), mode=0o600), report
+    )
+    reader = ReaderChild(
+        settings, listen(settings.read_address, _named("AUDIT_READ_SOCKET", settings.read_socket)), report
+    )
     # Last: who can reach this one finds the others.
     listener = listen(settings.socket)
     gc.freeze()
@@ -156,6 +160,11 @@ def _room(directory: Path, settings: AuditSettings) -> Room:
         reserve_bytes=settings.reserve_bytes,
         report=report,
     )
+
+
+def _named(name: str, given: Path | None) -> str:
+    """How a socket is called in a sentence: who set none looks for the setting that its place comes from."""
+    return name if given else f"{name} (beside AUDIT_SOCKET)"
 
 
 def _settings_of_parent() -> AuditSettings:
