@@ -1,13 +1,14 @@
 """A second verifier of the audit log, written after docs/audit-format.md alone: it shares no code with the product.
 
-`python -m tests.support.second_verifier DIR [DIR2] [--owner KEY] [--anchors FILE]`; exit codes as in the document. It ends
-at the first tampering, keeps whole segments in memory, opens no bodies, and calls a log with retired segments undecidable.
+`python -m tests.support.second_verifier DIR [DIR2] [--owner KEY] [--anchors FILE]`; exit codes as in the document.
+It stops at the first tampering, opens no bodies, and calls a log undecidable whose first segments are retired.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -19,28 +20,31 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 TAMPERED, INCOMPLETE, UNDECIDABLE = 1, 3, 4
 NAME = re.compile(r"([0-9]{8,})-([0-9]{8}T[0-9]{6}Z)(\.jsonl|\.crashed\.jsonl|\.jsonl\.open)")
-NOTE = re.compile(r"([^\s+]+)\n(0|[1-9][0-9]{0,18})\n(\S{44})\n(\S+)\n\n— \1 ([0-9A-Za-z+/]{90}[AEIMQUYcgkosw048]=)\n")
-FAILED = re.compile(rb'\{"k":"end",.*"reason":"fsync-error",.*\}')
+FAILED = re.compile(rb'\{"k":"end",.*"reason":"fsync-error".*')
+BEGUN = re.compile(rb'(\{"k":"(seg|tr|key)",.*\}\n)+')
 SEALED, CLEAR = "XAES-256-GCM/SHA-256/Ed25519", "none/SHA-256/Ed25519"
 FORMS = {
     "seg": "k v ft log seg sid n t prev alg epk kek carry", "tr": "k n t edge p", "cp": "k n t root note p",
-    "kr": "k n t epk by sig p", "key": "k n t kid kc wk p", "end": "k n t reason lines p", "rec": "k n t m w ty ev id rid",
-    "GENESIS": "v log opk epk sig", "NO METADATA": "k n t m w kid nc p ct pt z v seg log prev root note sig",
+    "kr": "k n t epk by sig p", "key": "k n t kid kc wk p", "end": "k n t reason lines p",
+    "rec": "k n t m w ty ev id rid", "GENESIS": "v log opk epk sig",
+    "NO METADATA": "k n t m w kid nc p ct pt z v seg log prev root note sig",
 }  # fmt: skip
 # What the members are as JSON. Strict base64 leaves no stray bits in its last digit.
 N, ID, HEX, KIND = "(?:0|[1-9][0-9]*)", '"[0-9A-Za-z_-]{1,64}"', '"[0-9a-f]{32}"', '"[a-z][a-z0-9]{0,7}"'
-B, TWO, ONE = "[0-9A-Za-z+/]", "[AEIMQUYcgkosw048]=", "[AQgw]=="
+B, TWO, ONE, W = "[0-9A-Za-z+/]", "[AEIMQUYcgkosw048]=", "[AQgw]==", "[0-9A-Za-z_.-]{1,64}"
+NOTE = re.compile(rf"([^\s+]+)\n({N})\n(\S{{44}})\n(\S+)\n\n— \1 ({B}{{90}}{TWO})\n")
 HASH, B64 = f'"{B}{{42}}{TWO}"', f'(?:{B}{{4}})*(?:{B}{{2}}{TWO}|{B}{ONE})?"'
 TORN = rf'{{"bytes":{N},"sha256":{HASH},"synced":(?:true|false)}}'
+METADATA = r'\{("[a-z][a-z0-9_]{0,31}":("([^"\\]|\\.)*+"|-?[0-9]+|true|false|null),?)*\}'
 PATTERNS = {
-    "k": KIND, "v": "1", "ft": rf"\[(?:{KIND},?)*\]", "log": '".+"', "seg": N, "sid": HEX, "n": N, "alg": f'"({SEALED}|{CLEAR})"',
+    "k": KIND, "v": "1", "ft": rf"\[(?:{KIND},?)*\]", "log": f'"slp[.]{W}/{W}"', "seg": N, "sid": HEX, "n": N,
     "t": '"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}[.][0-9]{6}Z"', "kek": 'null|"[0-9a-f]{16}"',
     "prev": rf'null|{{"seg":{N},"n":{N},"h":{HASH},"torn":(?:null|{TORN})}}', "epk": HASH, "opk": HASH, "p": HASH,
     "carry": rf'{{"open":{{(?:{ID}:\[{ID},{HEX}\],?)*}},"seen":{{(?:{HEX}:{N},?)*}}}}', "edge": rf"\[(?:{HASH},?)*\]",
     "root": HASH, "note": '".+"', "by": '"(epoch|owner)"', "sig": f'"{B}{{85}}{ONE}"', "lines": N, "kc": HASH, "m": N,
-    "reason": '"(rotate|stop|fsync-error)"', "kid": '"[0-9A-Za-z_.-]{1,64}"', "wk": f'"{B}{{80}}"', "id": ID, "rid": ID,
-    "w": '"[0-9a-f]{32}[.][1-9][0-9]*"', "ty": r'"[a-z]{1,16}\.[a-z_]{1,24}"', "ev": '"[A-Z][A-Z_]{0,63}"',
-    "nc": f'"{B}{{32}}"', "pt": f'"{B64}', "ct": f'"(?=.{{24}}){B64}',
+    "reason": '"(rotate|stop)"', "kid": f'"{W}"', "wk": f'"{B}{{80}}"', "id": ID, "rid": ID,
+    "w": '"[0-9a-f]{32}[.][1-9][0-9]{0,18}"', "ty": r'"[a-z]{1,16}\.[a-z_]{1,24}"', "ev": '"[A-Z][A-Z_]{0,63}"',
+    "alg": f'"({SEALED}|{CLEAR})"', "nc": f'"{B}{{32}}"', "pt": f'"{B64}', "ct": f'"(?=.{{24}}){B64}',
 }  # fmt: skip
 
 
@@ -66,7 +70,6 @@ def text_of(value: object) -> str:
 
 
 def compact(raw: bytes) -> dict[str, Any]:
-    """One JSON object in compact form."""
     least, most = -(1 << 63), (1 << 64) - 1
     try:
         value = json.loads(
@@ -95,9 +98,7 @@ def parse(raw: bytes, features: list[str]) -> dict[str, Any]:
         held({name: line[name] for name in names[-tail:]}, "kid nc p ct" if "ct" in line else "p pt")
         meta = {name: line[name] for name in names[head:-tail]}
         need(len(meta) + head - 5 <= 64 and len(text_of(meta).encode()) <= 1 << 14)
-        need(all(re.fullmatch("[a-z][a-z0-9_]{0,31}", name) for name in meta))
-        need(not meta.keys() & FORMS["NO METADATA"].split())
-        need(all(value is None or isinstance(value, str | int) for value in meta.values()))
+        need(re.fullmatch(METADATA, text_of(meta)) and not meta.keys() & FORMS["NO METADATA"].split())
         need(line["ty"] != "llm.end" or re.fullmatch(ID, text_of(meta.get("sid"))))
     elif kind in FORMS:
         held(line, FORMS[kind], *({"wk"} - line.keys()))
@@ -108,12 +109,12 @@ def parse(raw: bytes, features: list[str]) -> dict[str, Any]:
     return line
 
 
-def verified(key: str, signature: bytes, what: str, *values: object) -> None:
+def verified(key: str, signature: str, *values: object) -> None:
     try:
         public = Ed25519PublicKey.from_public_bytes(base64.b64decode(key))
-        public.verify(signature, "".join(f"{value}\n" for value in values).encode())
+        public.verify(base64.b64decode(signature), "".join(f"{value}\n" for value in values).encode())
     except InvalidSignature:
-        raise Stop(TAMPERED, what) from None
+        raise Stop(TAMPERED, "is not signed as it says") from None
 
 
 def note_signed(note: str, key: str) -> tuple[str, ...]:
@@ -122,32 +123,17 @@ def note_signed(note: str, key: str) -> tuple[str, ...]:
     assert found
     signature, start = base64.b64decode(found[5]), digest(found[1].encode(), b"\n\1", base64.b64decode(key))[:4]
     need(signature[:4] == start, "was signed by another key")
-    verified(key, signature[4:], "was not signed as it says", *found.groups()[:4])
+    verified(key, b64(signature[4:]), *found.groups()[:4])
     return found.groups()[:4]
 
 
-def opening(path: Path) -> dict[str, Any]:
-    return parse(path.read_bytes().partition(b"\n")[0], [])
-
-
-def is_begun(path: Path) -> bool:
-    """Whether it was given up before it took a record."""
-    try:
-        *raws, rest = path.read_bytes().split(b"\n")
-        return not rest and {parse(raw, ["tr"])["k"] for raw in raws} <= {"seg", "tr", "key"}
-    except Stop:
-        return False
-
-
 class Log:
-    """One pass over a log."""
-
     def __init__(self, anchors: list[str]) -> None:
-        self.findings: list[tuple[int, str]] = []
-        self.place, self.n, self.h, self.epoch, self.complete, self.tail = "", 0, b"", "", False, b""
+        self.place, self.n, self.h, self.epoch, self.complete = "", 0, b"", "", False
+        self.tail: bytes | None = None
         self.edge, self.features, self.genesis = list[bytes](), list[str](), dict[str, Any]()
         self.opened, self.seen, self.parts = dict[str, list[str]](), dict[str, int](), dict[str, list[object]]()
-        self.anchors = [(note, *note.split("\n")[:2]) for note in anchors]
+        self.findings, self.anchors = list[tuple[int, str]](), [(note, *note.split("\n")[:2]) for note in anchors]
 
     def say(self, severity: int, what: str) -> None:
         self.findings.append((severity, f"{self.place}: {what}"))
@@ -159,64 +145,58 @@ class Log:
             self.genesis = compact(raw.removesuffix(b"\n"))
             held(self.genesis, FORMS["GENESIS"])
             _, log, opk, self.epoch, signature = self.genesis.values()
-            text = ("secure-llm-proxy audit genesis v1", log, opk, self.epoch)
-            verified(opk, base64.b64decode(signature), "was not signed by its owner", *text)
+            verified(opk, signature, "secure-llm-proxy audit genesis v1", log, opk, self.epoch)
             need(raw.endswith(b"\n") and owner in (None, opk), "has another owner")
         else:
             self.say(UNDECIDABLE, "is missing")
         files = sorted((int(found[1]), path.name, path) for directory in directories for path in directory.iterdir()
                        if (found := NAME.fullmatch(path.name)))  # fmt: skip
-        for each in list(files):
-            if each[1].endswith(".open") and sum(each[0] == other[0] for other in files) > 1 and is_begun(each[2]):
+        numbers = [number for number, _, _ in files]
+        for each in [each for each in files if each[1].endswith(".open") and numbers.count(each[0]) > 1]:
+            if BEGUN.fullmatch(each[2].read_bytes()):
                 files.remove(each)
         if files and files[0][0] > 1 and (directories[0] / "retired.jsonl").exists():
-            return self.say(UNDECIDABLE, "retired segments")
+            self.say(UNDECIDABLE, "its first segments are retired")
+            files = []
         for at, (number, self.place, path) in enumerate(files, 1):
             need(number == at, "a segment is missing before it, or it stands there twice")
-            self.segment(number, path, files[at][2] if at < len(files) else None)
+            self.segment(number, path, files[at][2].read_bytes().partition(b"\n")[0] if at < len(files) else None)
         for _, log, size in self.anchors:
             if log == self.genesis.get("log", log) and int(size) > self.n:
                 self.say(INCOMPLETE, "an anchor knows more lines")
         if self.opened and self.complete:
             self.say(INCOMPLETE, "exchanges have no end")
-        return None
 
-    def segment(self, number: int, path: Path, following: Path | None) -> None:
+    def segment(self, number: int, path: Path, following: bytes | None) -> None:
         *raws, rest = path.read_bytes().split(b"\n")
-        before, self.prior, self.tail = self.tail, list(self.edge), b""
+        before, self.prior, self.tail = self.tail, list(self.edge), None
         self.seg, self.ended, self.m, self.kids, self.sealed = number, "", 0, set[str](), False
         closed, torn = path.name.endswith("Z.jsonl"), bool(rest) and not FAILED.fullmatch(rest)
         if following is not None and not closed:
-            prev = opening(following).get("prev")
+            prev = parse(following, []).get("prev")
             known = prev["n"] + 1 - self.n if prev else 0
             need(0 < known <= len(raws), "the next segment continues no line of it")
             self.tail, raws = b"\n".join([*raws[known:], rest]), raws[:known]
         for at, raw in enumerate(raws, 1):
             self.place = f"{path.name}:{at}"
-            if following is None and not closed and FAILED.fullmatch(raw):
-                torn = False
-                break
             try:
                 line = parse(raw, self.features if at > 1 else [])
             except Stop as stop:
                 if stop.args[0] == UNDECIDABLE:
-                    need(following is None or not opening(following), "a segment of an earlier version follows")
-                if closed or following is not None or stop.args[0] == UNDECIDABLE:
-                    raise
-                torn = True
-                break
+                    need(following is None or not parse(following, []), "a segment of an earlier version follows")
+                elif following is None and not closed:
+                    torn = not FAILED.fullmatch(raw)
+                    break
+                raise
             need((line["k"] == "seg") == (at == 1), "a segment begins here, or does not")
             if at == 1:
                 self.at_seg(line, path.name, before)
             self.take(line, raw, at)
         self.complete = self.ended == "cp" or (self.ended == "end" and "cp" not in self.features)
-        if closed and not self.complete:
-            need(following is None, "its end is missing")
-            self.say(INCOMPLETE, "its end is missing")
-        elif closed:
-            need(not rest, "something follows its end")
-        elif following is None and (torn or not raws):
-            self.say(INCOMPLETE, "the log ends inside a line")
+        need(not (closed and self.complete and rest), "something follows its end")
+        need(not closed or self.complete or following is None, "its end is missing")
+        if following is None and (not self.complete if closed else torn or not raws):
+            self.say(INCOMPLETE, "the log ends before its end")
 
     def take(self, line: dict[str, Any], raw: bytes, at: int) -> None:
         kind = line["k"]
@@ -228,25 +208,22 @@ class Log:
         if kind == "tr":
             need(line["edge"] == [b64(each) for each in self.prior], "the tree before it is another")
         elif kind == "cp":
-            said = (self.genesis["log"], str(line["n"]), self.root(), line["t"])
             need(line["root"] == self.root(), "the tree before it has another root")
+            said = (self.genesis["log"], str(line["n"]), line["root"], line["t"])
             need(note_signed(line["note"], self.epoch) == said, "its note says something else")
         elif kind == "kr":
-            text = (
-                "secure-llm-proxy audit key roll v1",
-                self.genesis["log"],
-                *(line[name] for name in ("n", "p", "epk", "by", "t")),
-            )
-            key = self.genesis.get("opk") if line["by"] == "owner" else self.epoch
-            verified(key or line["epk"], base64.b64decode(line["sig"]), "the roll is not signed as it says", *text)
-            self.epoch = line["epk"]
+            _, n, t, epk, by, signature, p = line.values()
+            key = self.genesis.get("opk") if by == "owner" else self.epoch
+            if key:
+                verified(key, signature, "secure-llm-proxy audit key roll v1", self.genesis["log"], n, p, epk, by, t)
+            self.epoch = epk
         elif kind == "key":
             need(line["kid"] not in self.kids, "announces a key twice")
             self.kids.add(line["kid"])
         elif kind == "rec":
             self.at_rec(line)
         elif kind == "end":
-            need(line["lines"] == at and line["reason"] != "fsync-error", "counts other lines")
+            need(line["lines"] == at, "counts other lines")
         elif kind != "seg":
             self.say(UNDECIDABLE, f"is of the later kind {kind}")
         self.h = grown = digest(b"\0", raw)
@@ -259,14 +236,11 @@ class Log:
                 need(note_signed(note, self.epoch)[2] == self.root(), "an anchor has another root")
 
     def root(self) -> str:
-        *left, root = self.edge
-        for each in reversed(left):
-            root = digest(b"\1", each, root)
-        return b64(root)
+        return b64(functools.reduce(lambda right, left: digest(b"\1", left, right), reversed(self.edge)))
 
-    def at_seg(self, line: dict[str, Any], name: str, tail: bytes) -> None:
-        stamp = re.sub("[-:]", "", line["t"][:19])
-        need(name.startswith(f"{line['seg']:08d}-{stamp}Z.") and line["seg"] == self.seg, "its name says otherwise")
+    def at_seg(self, line: dict[str, Any], name: str, tail: bytes | None) -> None:
+        stamp = f"{line['seg']:08d}-" + re.sub("[-:]", "", line["t"][:19]) + "Z."
+        need(name.startswith(stamp) and line["seg"] == self.seg, "its name says otherwise")
         if not self.genesis:
             self.genesis, self.epoch = {"log": line["log"]}, line["epk"]
         need(line["log"] == self.genesis["log"] and line["epk"] == self.epoch, "is of another log or epoch key")
@@ -274,10 +248,10 @@ class Log:
         torn = line["prev"]["torn"] if line["prev"] else None
         prev = {"seg": self.seg - 1, "n": self.n - 1, "h": b64(self.h), "torn": torn} if self.n else None
         need(line["prev"] == prev, "continues another line")
-        if torn is None or torn["synced"] or self.complete:
+        if torn is None or torn["synced"] or tail is None:
             said = {"bytes": len(tail), "sha256": b64(digest(tail)), "synced": True} if tail else None
             need(torn == said, "the tail before it is not the declared one")
-            if b"\n" in tail:
+            if tail and b"\n" in tail:
                 self.say(INCOMPLETE, "whole lines were set aside before it")
         need(line["carry"]["open"] == self.opened, "carries other open exchanges")
         need(line["carry"]["seen"].items() <= self.seen.items(), "carries other counters")
@@ -309,8 +283,8 @@ def verify(directories: list[Path], owner_key: str | None, anchors: list[str]) -
         log.read(directories, owner_key)
     except Stop as stop:
         log.say(*stop.args)
-    severities = {severity for severity, _ in log.findings}
-    code = next((each for each in (TAMPERED, UNDECIDABLE, INCOMPLETE) if each in severities), 0)
+    found = {severity for severity, _ in log.findings}
+    code = next((each for each in (TAMPERED, UNDECIDABLE, INCOMPLETE) if each in found), 0)
     return code, [what for _, what in log.findings]
 
 
@@ -318,9 +292,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Verify an audit log.")
     parser.add_argument("directories", type=Path, nargs="+")
     parser.add_argument("--owner")
-    parser.add_argument("--anchors", type=Path)
+    parser.add_argument("--anchors", type=lambda name: Path(name).read_text("utf-8"), default="")
     given = parser.parse_args()
-    kept = given.anchors.read_text("utf-8") if given.anchors else ""
-    exit_code, told = verify(given.directories, given.owner, [found[0] for found in NOTE.finditer(kept)])
-    print("\n".join([*told, f"exit code {exit_code}"]))
+    exit_code, told = verify(given.directories, given.owner, [found[0] for found in NOTE.finditer(given.anchors)])
+    print(*told, f"exit code {exit_code}", sep="\n")
     raise SystemExit(exit_code)

@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from secure_llm_proxy.audit import Genesis, initialise, verify
 from secure_llm_proxy.audit.appender import Appender, Disk, Rhythm
 from secure_llm_proxy.audit.format import base64_text, leaf, strict_base64
+from secure_llm_proxy.audit.notes import Checkpoint, read_checkpoint, sign_checkpoint
 from tests.support import second_verifier
-from tests.support.audit_log import WORKER, appender, audit_settings, entry, write_log
+from tests.support.audit_log import REPOSITORY, WORKER, appender, audit_settings, entry, write_log
 
 OFTEN = Rhythm(lines=5, dirty_s=1000.0, idle_s=1000.0, epoch_s=1000.0)
 ROLLING = Rhythm(lines=5, dirty_s=1000.0, idle_s=1000.0, epoch_s=0.0001)
@@ -284,7 +287,7 @@ def _flips(log: Kept) -> Iterator[tuple[str, Files]]:
     chance = random.Random(SEED)
     for name in log.files:
         content = log.files[name]
-        for position in sorted(chance.sample(range(len(content)), min(16, len(content)))):
+        for position in sorted(chance.sample(range(len(content)), min(12, len(content)))):
             flipped = bytearray(content)
             flipped[position] ^= 1 << chance.randrange(8)
             yield f"bit flipped in byte {position} of {name}", log.files | {name: bytes(flipped)}
@@ -307,7 +310,7 @@ def _lines(log: Kept) -> Iterator[tuple[str, Files]]:
     chance = random.Random(SEED)
     for name in log.segments:
         lines = log.files[name].splitlines()
-        for at in sorted(chance.sample(range(len(lines)), min(6, len(lines)))):
+        for at in sorted(chance.sample(range(len(lines)), min(5, len(lines)))):
             other = chance.randrange(len(lines))
             swapped = list(lines)
             swapped[at], swapped[other] = swapped[other], swapped[at]
@@ -407,7 +410,7 @@ def _members(log: Kept) -> Iterator[tuple[str, Files]]:
         lines = log.files[name].splitlines()
         for what, (kind, edit) in edits.items():
             places = [at for at, line in enumerate(lines) if line.startswith(b'{"k":"%s"' % kind.encode())]
-            for at in dict.fromkeys(places[:1] + places[-1:]):
+            for at in places[-1:]:
                 if not lines[at].endswith(b"}"):
                     continue
                 members = orjson.loads(lines[at])
@@ -430,6 +433,8 @@ def _in(line: dict[str, object], *names: str) -> dict[str, object]:
 
 
 # Where ours is known to judge otherwise than the document: exit codes, ours and the second's, and a word of the case.
+# Another line between the end of the last segment and its checkpoint; a later version behind a crashed segment; the
+# note of a failed disk in a file that was not renamed yet; a tail declared that is not there behind a closed segment.
 KNOWN_APART = (
     (3, 1, "bytes follow the last line"),
     (1, 4, "the next one does not continue it"),
@@ -458,3 +463,93 @@ def test_both_verifiers_judge_an_altered_log_alike(kept: dict[str, Kept], name: 
             apart.append(f"{what}: {ours} and {second}; {said}")
 
     assert not apart, "\n".join(apart)
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_both_verifiers_hold_a_log_alike_to_what_others_keep_of_it(kept: dict[str, Kept], name: str) -> None:
+    log = kept[name]
+    stranger = next(notes for each, other in kept.items() if each != name and (notes := other.notes))
+    apart = []
+    for what, anchors in (
+        ("its own", log.notes),
+        ("those of a log of this name", stranger),
+        ("one of another log", [_signed(note, log="slp.default/other") for note in log.notes[:1]]),
+        ("one that another signed", [_signed(note) for note in log.notes[-1:]]),
+        ("one that knows more", [_signed(note, size=7777) for note in log.notes[:1]]),
+    ):
+        ours, second, said = log.judged(log.files, anchors)
+        if ours != second:
+            apart.append(f"{what}: {ours} and {second}; {said}")
+    for cut in range(len(log.segments)):
+        files = {each: content for each, content in log.files.items() if each not in log.segments[cut:]}
+        ours, second, said = log.judged(files, log.notes)
+        if ours != second:
+            apart.append(f"{cut} segments: {ours} and {second}; {said}")
+
+    assert not apart, "\n".join(apart)
+
+
+def _signed(note: str, *, log: str | None = None, size: int | None = None) -> str:
+    """A checkpoint like this one, by a stranger."""
+    real = read_checkpoint(note)
+    made = Checkpoint(log or real.log, size or real.size, real.root, real.t)
+    return sign_checkpoint(made, Ed25519PrivateKey.generate())
+
+
+def test_both_verifiers_read_a_log_in_two_directories(kept: dict[str, Kept], tmp_path: Path) -> None:
+    log = kept["checkpoints"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    for name, content in log.files.items():
+        ((second if name == log.segments[1] else first) / name).write_bytes(content)
+    codes = []
+
+    for change in (
+        lambda: None,
+        lambda: (second / f"{log.segments[0].partition('.')[0]}.jsonl.open").write_bytes(
+            _joined(log.files[log.segments[0]].splitlines()[:3])
+        ),
+        lambda: shutil.copy(second / log.segments[1], first),
+    ):
+        change()
+        report = verify(first, genesis_public_key=log.owner, also=second)
+        codes.append((report.exit_code, second_verifier.verify([first, second], log.owner, [])[0]))
+
+    assert codes == [(0, 0), (0, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("alteration", "code"), [("nothing", 0), ("a bit", 1), ("a tail", 3), ("the root of trust", 4)]
+)
+def test_the_second_verifier_is_a_program(kept: dict[str, Kept], tmp_path: Path, alteration: str, code: int) -> None:
+    log = kept["checkpoints"]
+    last = log.segments[-1]
+    for name, content in log.files.items():
+        (tmp_path / name).write_bytes(content)
+    if alteration == "a bit":
+        (tmp_path / last).write_bytes(log.files[last].replace(b"R0020", b"R0021"))
+    elif alteration == "a tail":
+        (tmp_path / last).unlink()
+    elif alteration == "the root of trust":
+        (tmp_path / "genesis.json").unlink()
+    (tmp_path / "anchors").write_text("".join(log.notes))
+
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            second_verifier.__name__,
+            tmp_path,
+            "--owner",
+            log.owner,
+            "--anchors",
+            tmp_path / "anchors",
+        ],
+        cwd=REPOSITORY,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (code, f"exit code {code}"), done.stderr
