@@ -236,6 +236,7 @@ class _Verification:
         self._first_time: str | None = None
         self._last_time: str | None = None
         self._stopped = False
+        self._following_is_newer = False
 
     def run(self) -> VerificationReport:
         self._check_genesis()
@@ -319,6 +320,7 @@ class _Verification:
         segment = _Segment(file)
         self._check_number(file)
         bound = _previous_in(following)
+        self._following_is_newer = following is not None and bound is None and _is_newer(following)
         self._place.number = file.number
         try:
             stream = file.open()
@@ -381,7 +383,7 @@ class _Verification:
                 # Behind the end stands its checkpoint and nothing else.
                 return raw + b"\n"
             if isinstance(line, EndLine) and line.reason == "fsync-error":
-                if bound is None and segment.file.state is SegmentState.CRASHED:
+                if bound is None and segment.file.state is not SegmentState.CLOSED:
                     return raw + b"\n"
                 self._tampered(segment, segment.lines + 1, "the note of a failed disk stands inside the log")
             segment.lines += 1
@@ -507,9 +509,12 @@ class _Verification:
                 severity = Severity.INCOMPLETE if is_last else Severity.TAMPERED
                 self._find(severity, file.name, segment.lines, "the closed segment lacks the checkpoint over its end")
             if size:
-                # Cut off in the middle of a line, or added to.
-                severity = Severity.INCOMPLETE if is_last and not segment.is_closed else Severity.TAMPERED
+                # Cut off in the middle of a line, or added to: no cut leaves a whole line that does not belong there.
+                cut = is_last and not segment.is_closed and not has_line
+                severity = Severity.INCOMPLETE if cut else Severity.TAMPERED
                 self._find(severity, file.name, segment.lines + 1, f"{size} bytes follow the last line")
+            if torn is not None:
+                self._tampered(segment, segment.lines, "the next segment declares a tail behind a closed one")
         elif bound is not None:
             if torn is None:
                 if size:
@@ -536,6 +541,8 @@ class _Verification:
                 self._find(Severity.NOTE, file.name, segment.lines + 1, f"a torn tail of {size} bytes is declared")
             if file.state is SegmentState.OPEN:
                 self._find(Severity.NOTE, file.name, 0, "still bears the name of an open segment")
+        elif not is_last and self._following_is_newer:
+            self._find(Severity.UNDECIDABLE, file.name, segment.lines, "a later version says where this segment ends")
         elif not is_last:
             self._tampered(
                 segment, segment.lines, "the segment was never closed, and the next one does not continue it"
@@ -543,7 +550,7 @@ class _Verification:
         elif size and _is_written_now(self._directory):
             self._find(Severity.NOTE, file.name, segment.lines + 1, "a line is being written at this moment")
         elif size:
-            failed = file.state is SegmentState.CRASHED and b'"reason":"fsync-error"' in rest
+            failed = b'"reason":"fsync-error"' in rest
             self._find(
                 Severity.NOTE if failed else Severity.INCOMPLETE,
                 file.name,
@@ -730,6 +737,19 @@ def _is_written_now(directory: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:
+        return False
+    return False
+
+
+def _is_newer(segment: SegmentFile) -> bool:
+    """Whether a later version wrote it."""
+    try:
+        with segment.open() as stream:
+            raw, _ = next(raw_lines(stream), (b"", False))
+        parse_line(raw)
+    except NewerVersion:
+        return True
+    except (OSError, FormatError):
         return False
     return False
 

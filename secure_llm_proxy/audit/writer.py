@@ -220,6 +220,7 @@ class Writer:
         self._never_started: dict[str, None] = {}
         self._arrived_bytes = 0
         self._woken = False
+        self._had_room = True
         self._look_at_s = 0.0
         self._told_version = -1
         # When the open exchanges of a worker that is not connected become orphans (monotonic seconds).
@@ -274,7 +275,8 @@ class Writer:
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        looks = self._woken or time.monotonic() >= self._look_at_s
+        # Room may be seen to be back between two looks; the next shortage is another trouble than the last.
+        looks = self._woken or self._room.has_room != self._had_room or time.monotonic() >= self._look_at_s
         if looks:
             self._look_around()
         self._work()
@@ -311,6 +313,7 @@ class Writer:
         """What is wrong around the log becomes an alarm, and what is right again ends it: every second, and when woken."""
         alarms = self._alarms
         self._room.look()
+        self._had_room = self._room.has_room
         alarms.set(Subject.ROOM, self._room.trouble)
         alarms.set(Subject.SECOND_DIRECTORY, self._appender.second_in_use)
         if self._sink is not None:

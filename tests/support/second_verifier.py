@@ -151,6 +151,8 @@ class Log:
             self.say(UNDECIDABLE, "is missing")
         files = sorted((int(found[1]), path.name, path) for directory in directories for path in directory.iterdir()
                        if (found := NAME.fullmatch(path.name)))  # fmt: skip
+        known = [b'"v":1,' in path.read_bytes()[:40] for _, _, path in files]
+        need(known == sorted(known, reverse=True), "a segment of an earlier version follows")
         numbers = [number for number, _, _ in files]
         for each in [each for each in files if each[1].endswith(".open") and numbers.count(each[0]) > 1]:
             if BEGUN.fullmatch(each[2].read_bytes()):
@@ -182,9 +184,7 @@ class Log:
             try:
                 line = parse(raw, self.features if at > 1 else [])
             except Stop as stop:
-                if stop.args[0] == UNDECIDABLE:
-                    need(following is None or not parse(following, []), "a segment of an earlier version follows")
-                elif following is None and not closed:
+                if stop.args[0] != UNDECIDABLE and following is None and not closed:
                     torn = not FAILED.fullmatch(raw)
                     break
                 raise
