@@ -354,13 +354,13 @@ def _growth_table(results: Results) -> str:
                 ]
             )
     heads = ["what grows", "case", "clients", "CPU µs/request", "ratio", "at most 1.10", "by process", "not counted"]
-    table = table("Growth", [*heads, "requests/s", "p50 / p99 ms", "start s"], rows)
+    text = table("Growth", [*heads, "requests/s", "p50 / p99 ms", "start s"], rows)
     if any(each.kind.startswith("workers") for each in results.growth):
-        table += (
+        text += (
             "\n\nWorkers on two cores share the second one with load, mock provider, Redis and PostgreSQL: CPU time per request "
             "can be compared, requests/s only show that the second worker takes what the load leaves."
         )
-    return table
+    return text
 
 
 def _verdict(value: float, bar: float) -> str:
