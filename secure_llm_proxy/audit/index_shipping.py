@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 SHIP_S = 3.0
 # Rows of one transaction, and so what a worker does at a stretch: some 90 µs of its time each (2026-11).
-BATCH = 100
+BATCH = 20
 # In one go; then the others of this worker's background get their turn.
-_BATCHES = 30
+_BATCHES = 150
 _LEASE_S = 30.0
 _ANCHOR_EVERY_S = 10.0
 # The log is looked after for so long after the last record of this process: its checkpoint follows within AUDIT_CHECKPOINT_S.
