@@ -2,7 +2,8 @@
 
 One thread, one epoll, no timer on the way of a record. A turn takes what has arrived (at most 256 frames), numbers,
 seals and chains it, writes it with one system call, syncs once, and acknowledges each worker with one number. While
-the sync runs, the next batch piles up in the sockets; that is the whole group commit.
+the sync runs, the next batch piles up in the sockets; that is the whole group commit. What may take long is done beside it:
+sinks, anchors, backups and retention in threads, readers in a process.
 """
 
 from __future__ import annotations
