@@ -52,9 +52,10 @@ from secure_llm_proxy.routing import ModelDirectory
 from secure_llm_proxy.settings import Settings, UpstreamSettings
 from secure_llm_proxy.telemetry import Metrics
 from secure_llm_proxy.throttling import Throttle, open_throttle, run_heartbeat
-from secure_llm_proxy.upstream import OpenAiCompatibleProvider
+from secure_llm_proxy.upstream import Providers
 from secure_llm_proxy.vocabulary.audit import AuditJournal
 from secure_llm_proxy.vocabulary.caller import RateClass
+from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Services:
     rule_reader: RuleReader
     violations: Violations
     throttle: Throttle
-    upstream: OpenAiCompatibleProvider
+    upstream: Providers
     routing: ModelDirectory
     journal: AuditJournal
     metrics: Metrics
@@ -212,8 +213,9 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     )
     demo = settings.upstream.api_url is None
     reached = _upstream_settings(settings)
-    upstream = OpenAiCompatibleProvider(reached, clock=clock)
-    routing = ModelDirectory(reached, DEMO if demo else PROVIDER, lambda: upstream.list_models(Cancellation()), clock)
+    name = DEMO if demo else PROVIDER
+    upstream = Providers(reached, [definition_of(reached, name)], clock=clock)
+    routing = ModelDirectory(reached, name, lambda: upstream.list_models(name, Cancellation()), clock)
     journal = SocketJournal(settings.audit)
     violations = open_violations(
         settings.admission,
@@ -285,6 +287,12 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         standing=standing,
         demo=demo,
     )
+
+
+def definition_of(settings: UpstreamSettings, name: str) -> ProviderDefinition:
+    """The provider of LLM_API_URL and LLM_API_KEY."""
+    keys = (settings.api_key,) if settings.api_key is not None else ()
+    return ProviderDefinition(name=name, kind=PROVIDER, base_url=settings.api_url or "", keys=keys)
 
 
 def _upstream_settings(settings: Settings) -> UpstreamSettings:

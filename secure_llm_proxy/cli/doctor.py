@@ -24,10 +24,11 @@ from secure_llm_proxy.cli.status import fetch_health
 from secure_llm_proxy.cli.usable_settings import unusable
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
+from secure_llm_proxy.services import PROVIDER, definition_of
 from secure_llm_proxy.settings import Settings, SettingsError
 from secure_llm_proxy.settings.loading import load_audit_writer_settings, relaxed_settings
 from secure_llm_proxy.settings.strength import weakness_of
-from secure_llm_proxy.upstream import OpenAiCompatibleProvider
+from secure_llm_proxy.upstream import Provider
 
 _PYTHON_MIN = (3, 11)
 # So many heartbeats late, a checkpoint is missing and not only awaited.
@@ -261,7 +262,7 @@ def _provider(settings: Settings) -> Check:
         return Check("provider", Level.WARNING, "none: the demo model answers", "set LLM_API_URL and LLM_API_KEY")
     if settings.upstream.models:
         return Check("provider", Level.OK, f"{len(settings.upstream.models)} models listed by LLM_MODELS, not asked")
-    provider = OpenAiCompatibleProvider(settings.upstream)
+    provider = Provider(definition_of(settings.upstream, PROVIDER), settings.upstream)
     try:
         models = provider.list_models(Cancellation())
     finally:

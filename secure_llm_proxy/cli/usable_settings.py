@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from secure_llm_proxy.admission import Admission
 from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.services import PROVIDER, definition_of
 from secure_llm_proxy.settings import AdmissionSettings, Settings
 from secure_llm_proxy.throttling.redis_throttle import RedisThrottle
-from secure_llm_proxy.upstream import OpenAiCompatibleProvider
+from secure_llm_proxy.upstream import Provider
 
 
 def require_usable(settings: Settings) -> None:
@@ -32,7 +33,7 @@ def unusable(settings: Settings) -> list[str]:
         )
     ]
     if settings.upstream.api_url is not None:
-        rooms.append(lambda: OpenAiCompatibleProvider(settings.upstream).close())
+        rooms.append(lambda: Provider(definition_of(settings.upstream, PROVIDER), settings.upstream).close())
     if settings.redis.url is not None:
         rooms.append(lambda: RedisThrottle(settings.throttling, settings.redis).close())
     wrong: list[str] = []

@@ -102,6 +102,10 @@ class ErrorCode(StrEnum):
     UPSTREAM_REJECTED = "upstream_rejected"
     UPSTREAM_RATE_LIMITED = "upstream_rate_limited"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    CONTENT_POLICY_VIOLATION = "content_policy_violation"
+    UNSUPPORTED_PARAMETER = "unsupported_parameter"
+    NO_ROUTE = "no_route"
+    PROVIDER_UNAVAILABLE = "provider_unavailable"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     AUDIT_BROKEN = "audit_broken"
     READER_CODE_REFUSED = "reader_code_refused"
@@ -110,6 +114,30 @@ class ErrorCode(StrEnum):
     SERVICE_UNAVAILABLE = "service_unavailable"
     CLIENT_GONE = "client_gone"
     INTERNAL_ERROR = "internal_error"
+
+
+class FailureKind(StrEnum):
+    """How an exchange with a provider failed: what may be tried instead depends on it."""
+
+    UNREACHABLE = "unreachable"
+    """No connection: nothing was sent."""
+    BROKE_OFF = "broke_off"
+    """The connection broke after the request was sent."""
+    UNREADABLE = "unreadable"
+    """An answer that is not what was asked for."""
+    TIMEOUT = "timeout"
+    OVERLOADED = "overloaded"
+    """The provider answered 5xx."""
+    RATE_LIMITED = "rate_limited"
+    CREDENTIALS = "credentials"
+    """The provider refuses our key, or its account has run dry."""
+    CONTEXT_LENGTH = "context_length"
+    CONTENT_POLICY = "content_policy"
+    REJECTED = "rejected"
+    """The provider understood the request and refuses it: it would again."""
+    TOO_LARGE = "too_large"
+    STOPPED = "stopped"
+    """We ended it ourselves."""
 
 
 class ProxyError(Exception):
@@ -213,29 +241,47 @@ class UpstreamFailed(ProxyError):
     status = 502
     type = "upstream_error"
     default_code = ErrorCode.UPSTREAM_ERROR
+    failure = FailureKind.UNREADABLE
+
+    def __init__(
+        self,
+        public: str,
+        *,
+        failure: FailureKind | None = None,
+        code: ErrorCode | None = None,
+        detail: str | None = None,
+        retry_after_s: int | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(public, code=code, param=param, detail=detail, retry_after_s=retry_after_s)
+        if failure is not None:
+            self.failure = failure
 
 
 class UpstreamTimeout(UpstreamFailed):
     status = 504
     default_code = ErrorCode.UPSTREAM_TIMEOUT
+    failure = FailureKind.TIMEOUT
 
 
 class UpstreamRefused(UpstreamFailed):
     """The provider understood the request and refused it; `status` is the client-facing 4xx."""
 
     default_code = ErrorCode.UPSTREAM_REJECTED
+    failure = FailureKind.REJECTED
 
     def __init__(
         self,
         public: str,
         *,
         status: int,
+        failure: FailureKind | None = None,
         code: ErrorCode | None = None,
         param: str | None = None,
         detail: str | None = None,
         retry_after_s: int | None = None,
     ) -> None:
-        super().__init__(public, code=code, param=param, detail=detail, retry_after_s=retry_after_s)
+        super().__init__(public, failure=failure, code=code, param=param, detail=detail, retry_after_s=retry_after_s)
         self.status = status
 
 

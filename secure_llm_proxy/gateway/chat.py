@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from secure_llm_proxy.foundation import strict_json
-from secure_llm_proxy.foundation.errors import ProxyError
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.gateway import closing, steps
-from secure_llm_proxy.gateway.docket import Docket, House, Reply, open_docket, reply_to
+from secure_llm_proxy.gateway.dispatch import ask_providers
+from secure_llm_proxy.gateway.docket import House, Reply, open_docket, reply_to
 from secure_llm_proxy.gateway.streaming import RelayedStream
 from secure_llm_proxy.vocabulary.caller import SCOPE_CHAT
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion
@@ -27,9 +26,10 @@ def chat(house: House, inbound: Inbound, read_request: ReadRequest) -> Reply:
     4. throttle
     5. read
     6. plan the route
-    7. audit the intent
-    8. forward
-    9. close once
+    7. write for the provider
+    8. audit the intent
+    9. forward
+    10. close once
 
     Values only flow right: a step reads what earlier steps returned and never asks a room to look back. `read_request`
     is the door's own reading of its wire format. A refusal at any step closes the docket too, and is recorded.
@@ -41,39 +41,18 @@ def chat(house: House, inbound: Inbound, read_request: ReadRequest) -> Reply:
         steps.throttle(house, docket, caller)
         request = steps.read(house, docket, read_request)
         route = steps.plan_route(house, docket, caller, request)
-        payload = strict_json.dumps({**request.payload, "model": route.model, "stream": request.stream})
-        steps.audit_intent(house, docket, payload)
-        if request.stream:
-            return reply_to(docket, _forward_stream(house, docket, payload))
-        completion = _forward(house, docket, payload)
-        closing.close_completed(house, docket, completion)
-        return reply_to(docket, completion)
+        written = steps.write(house, docket, route, request)
+        steps.audit_intent(house, docket, written)
+        started_s = time.monotonic()
+        outcome = ask_providers(house, docket, written)
+        if not isinstance(outcome, Completion):
+            translated = docket.written is not None and docket.written.translated
+            return reply_to(docket, RelayedStream(house, docket, outcome, started_s, translated=translated))
+        closing.close_completed(house, docket, outcome)
+        return reply_to(docket, outcome)
     except Exception as error:  # noqa: BLE001  nothing may leave the corridor unrecorded, a defect of ours least of all
         return reply_to(docket, closing.close_failed(house, docket, error))
     except BaseException:
         # The worker is being stopped in mid-request: record it on the way out.
         closing.close_interrupted(house, docket)
         raise
-
-
-def _forward(house: House, docket: Docket, payload: bytes) -> Completion:
-    route = docket.planned_route
-    started = time.monotonic()
-    docket.sent = True
-    try:
-        return house.upstream.complete(route, payload, docket.inbound.cancellation)
-    finally:
-        docket.upstream_s = time.monotonic() - started
-
-
-def _forward_stream(house: House, docket: Docket, payload: bytes) -> RelayedStream:
-    route = docket.planned_route
-    started = time.monotonic()
-    docket.sent = True
-    try:
-        stream = house.upstream.stream(route, payload, docket.inbound.cancellation)
-    except ProxyError:
-        docket.upstream_s = time.monotonic() - started
-        raise
-    docket.upstream_s = time.monotonic() - started
-    return RelayedStream(house, docket, stream, started)

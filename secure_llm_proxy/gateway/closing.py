@@ -144,6 +144,10 @@ def record_end(
     }
     if code is not None:
         clear["code"] = code.value
+    if docket.attempts > 1 and docket.target is not None:
+        # The intent has the first one.
+        clear["try"] = docket.attempts
+        clear["up"] = docket.target.provider
     if docket.upstream_s is not None:
         clear["ums"] = round(docket.upstream_s * 1000)
     if docket.usage.prompt_tokens is not None:
@@ -173,7 +177,10 @@ def finish(
     house.running.pop(docket.inbound.exchange_id, None)
     if docket.hold is not None:
         house.throttle.release(docket.hold)
-    inbound, caller, route, usage = docket.inbound, docket.caller, docket.route, docket.usage
+    if docket.sent and docket.target is not None:
+        house.routing.ended(docket.target)
+    inbound, caller, usage = docket.inbound, docket.caller, docket.usage
+    target, model = docket.target, docket.served_model
     code_value = code.value if code is not None else None
     elapsed_s = docket.elapsed_s()
     overhead_s = max(0.0, elapsed_s - (docket.upstream_s or 0.0))
@@ -182,7 +189,7 @@ def finish(
             inbound.door,
             status,
             code_value,
-            route.model if route is not None else None,
+            model,
             elapsed_s,
             docket.upstream_s,
             overhead_s,
@@ -200,8 +207,9 @@ def finish(
         "address": inbound.address,
         "user": caller.user_id if caller is not None else None,
         "key": caller.key_id if caller is not None else None,
-        "model": route.model if route is not None else None,
-        "provider": route.provider if route is not None else None,
+        "model": model,
+        "provider": target.provider if target is not None else None,
+        "attempts": docket.attempts if docket.attempts > 1 else None,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "rule": docket.rule,

@@ -8,14 +8,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
-from secure_llm_proxy.foundation.errors import ErrorCode, ProxyError
+from secure_llm_proxy.foundation.errors import ErrorCode, FailureKind, ProxyError
 from secure_llm_proxy.foundation.identifiers import RecordId
 from secure_llm_proxy.throttling import Hold, Throttle
 from secure_llm_proxy.vocabulary.audit import AuditJournal, ClearValue
 from secure_llm_proxy.vocabulary.caller import Caller, RateClass
-from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion, CompletionStream, Route, Usage
+from secure_llm_proxy.vocabulary.chat import (
+    Attempt,
+    ChatRequest,
+    Completion,
+    CompletionStream,
+    Failure,
+    Route,
+    Target,
+    UpstreamRequest,
+    Usage,
+)
 from secure_llm_proxy.vocabulary.decisions import RateDecision, Verdict
-from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.vocabulary.inbound import Headers, Inbound, Tags
 from secure_llm_proxy.vocabulary.leaks import LeakedKey
 
 if TYPE_CHECKING:
@@ -42,15 +52,27 @@ class LeakedKeysRoom(Protocol):
 
 
 class RoutingRoom(Protocol):
-    def plan(self, model: str | None) -> Route: ...
+    def plan(self, request: ChatRequest, tags: Tags) -> Route: ...
+
+    def next_attempt(self, route: Route, failures: Sequence[Failure]) -> Attempt | None: ...
+
+    def began(self, target: Target) -> None: ...
+
+    def ended(self, target: Target) -> None: ...
+
+    def answered(self, target: Target) -> None: ...
+
+    def failed(self, target: Target, kind: FailureKind) -> None: ...
 
     def listed(self) -> tuple[str, ...]: ...
 
 
 class UpstreamRoom(Protocol):
-    def complete(self, route: Route, payload: bytes, cancellation: Cancellation) -> Completion: ...
+    def write(self, target: Target, request: ChatRequest, headers: Headers) -> UpstreamRequest: ...
 
-    def stream(self, route: Route, payload: bytes, cancellation: Cancellation) -> CompletionStream: ...
+    def complete(self, request: UpstreamRequest, cancellation: Cancellation) -> Completion: ...
+
+    def stream(self, request: UpstreamRequest, cancellation: Cancellation) -> CompletionStream: ...
 
 
 class MetricsRoom(Protocol):
@@ -91,6 +113,12 @@ class Docket:
     decision: RateDecision | None = None
     request: ChatRequest | None = None
     route: Route | None = None
+    written: UpstreamRequest | None = None
+    """What was sent last."""
+    target: Target | None = None
+    """Whom it was sent to: the one who answers, or who failed last."""
+    failures: list[Failure] = field(default_factory=list)
+    attempts: int = 1
     rule: str | None = None
     audit_id: RecordId | None = None
     started_record: RecordId | None = None
@@ -107,13 +135,17 @@ class Docket:
     """Why the exchange was ended from our side, where it was: what its client is told instead of a broken connection."""
 
     @property
-    def planned_route(self) -> Route:
-        if self.route is None:
-            raise AssertionError("a step that needs the route ran before it was planned")
-        return self.route
+    def served_model(self) -> str | None:
+        """Our name of the model that answers, or was asked for."""
+        if self.target is not None and self.target.served_as:
+            return self.target.served_as
+        return self.route.model if self.route is not None else None
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self.inbound.started_s
+
+    def add_upstream_s(self, waited_s: float) -> None:
+        self.upstream_s = (self.upstream_s or 0.0) + waited_s
 
     def overhead_s(self) -> float:
         """Our own time so far: everything but waiting for the provider."""
@@ -130,6 +162,8 @@ class ReplyFacts(NamedTuple):
     model: str | None
     decision: RateDecision | None
     overhead_ms: float
+    dropped: tuple[str, ...] = ()
+    """Parameters of the client's that the provider could not be told."""
 
 
 class Reply(NamedTuple):
@@ -145,14 +179,15 @@ def open_docket(house: House, inbound: Inbound) -> Docket:
 
 
 def reply_to(docket: Docket, outcome: Completion | RelayedStream | ProxyError | tuple[str, ...]) -> Reply:
-    inbound, route = docket.inbound, docket.route
+    inbound, target, written = docket.inbound, docket.target, docket.written
     facts = ReplyFacts(
         inbound.exchange_id,
         inbound.correlation_id,
         docket.audit_id,
-        route.provider if route is not None else None,
-        route.model if route is not None else None,
+        target.provider if target is not None else None,
+        docket.served_model,
         docket.decision,
         docket.overhead_s() * 1000,
+        written.dropped if written is not None else (),
     )
     return Reply(facts, outcome)

@@ -32,7 +32,8 @@ def clear_identity(house: House, docket: Docket) -> dict[str, ClearValue]:
             clear["prj"] = docket.caller.project_id
     if docket.route is not None:
         clear["mdl"] = docket.route.model
-        clear["up"] = docket.route.provider
+    if docket.target is not None:
+        clear["up"] = docket.target.provider
     return clear
 
 

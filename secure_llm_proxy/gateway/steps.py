@@ -25,7 +25,7 @@ from secure_llm_proxy.gateway.leaks import keys_in_body, quarantine_ours
 from secure_llm_proxy.gateway.provenance import clear_identity, indexed_origin, origin_of
 from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.caller import KIND_ADMINISTRATION, KIND_SESSION, Caller, RateClass
-from secure_llm_proxy.vocabulary.chat import ChatRequest, Route
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Route, UpstreamRequest
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 
 log = logging.getLogger(__name__)
@@ -153,8 +153,9 @@ def _within_ceiling(request: ChatRequest, ceiling: int) -> ChatRequest:
 
 def plan_route(house: House, docket: Docket, caller: Caller, request: ChatRequest) -> Route:
     """Where could it go?"""
-    route = house.routing.plan(request.model)
-    if caller.models is not None and route.model not in caller.models:
+    route = house.routing.plan(request, docket.inbound.tags)
+    # A key may name the model itself or the alias that was asked for.
+    if caller.models is not None and route.model not in caller.models and request.model not in caller.models:
         raise PermissionDenied(
             "This API key may not use the requested model.", code=ErrorCode.MODEL_NOT_ALLOWED, param="model"
         )
@@ -162,14 +163,34 @@ def plan_route(house: House, docket: Docket, caller: Caller, request: ChatReques
     return route
 
 
-def audit_intent(house: House, docket: Docket, payload: bytes) -> None:
+def write(house: House, docket: Docket, route: Route, request: ChatRequest) -> UpstreamRequest:
+    """The bytes for the first of the route's targets to which the request can be put. Raises `InvalidRequest` if there is
+    none, with what was wrong at the first.
+    """
+    headers = docket.inbound.passed_headers
+    wrong: InvalidRequest | None = None
+    for target in route.targets:
+        try:
+            docket.written = written = house.upstream.write(target, request, headers)
+        except InvalidRequest as error:
+            wrong = wrong or error
+            continue
+        docket.target = target
+        return written
+    assert wrong is not None
+    raise wrong
+
+
+def audit_intent(house: House, docket: Docket, written: UpstreamRequest) -> None:
     """Record durably what is about to leave. Raises `Unavailable(audit_unavailable)`: then nothing leaves."""
     record = new_record_id()
     docket.audit_id = docket.started_record = record
     inbound = docket.inbound
-    body = b'{"request":%s,"from":%s}' % (payload, strict_json.dumps(origin_of(docket)))
+    body = b'{"request":%s,"from":%s}' % (written.body, strict_json.dumps(origin_of(docket)))
+    if written.dropped:
+        body = b'%b,"dropped":%b}' % (body[:-1], strict_json.dumps(list(written.dropped)))
     docket.clear_identity = clear_identity(house, docket)
-    clear = {**docket.clear_identity, "dec": "allow", "n_in": len(payload)}
+    clear = {**docket.clear_identity, "dec": "allow", "n_in": len(written.body)}
     if docket.request is not None:
         clear["str"] = docket.request.stream
     try:

@@ -43,7 +43,10 @@ class RelayedStream:
         stream: CompletionStream,
         started_s: float,
         inspector: StreamInspector | None = None,
+        *,
+        translated: bool = False,
     ) -> None:
+        self.translated = translated
         self._house = house
         self._docket = docket
         self._stream = stream
@@ -246,10 +249,13 @@ def _wait_for_client(flush: Callable[[], None]) -> None:
 
 
 def _carries_more_than_text(event: StreamEvent) -> bool:
-    """Tool calls, refusals and reasoning are kept as they came; role marks, finish marks and usage are not content."""
+    """Tool calls, refusals and reasoning are kept as they came; role marks, finish marks and usage are not content.
+
+    Of OpenAI's chat events; readers of other formats say `only_text` of all that add nothing else.
+    """
     choices = event.payload.get("choices")
     if not isinstance(choices, list):
-        return False
+        return bool(event.payload) and bool(event.data)
     for choice in choices:
         delta = choice.get("delta") if isinstance(choice, dict) else None
         if not isinstance(delta, dict) or _PLAIN_DELTA.issuperset(delta):

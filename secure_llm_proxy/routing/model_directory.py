@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gevent.lock import RLock
 
 from secure_llm_proxy.foundation.clock import Clock
-from secure_llm_proxy.foundation.errors import ErrorCode, NotFound, ProxyError, Unavailable
+from secure_llm_proxy.foundation.errors import ErrorCode, FailureKind, NotFound, ProxyError, Unavailable
 from secure_llm_proxy.settings import UpstreamSettings
-from secure_llm_proxy.vocabulary.chat import Route
+from secure_llm_proxy.vocabulary.chat import Attempt, ChatRequest, Failure, Route, Target
+from secure_llm_proxy.vocabulary.inbound import Tags
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,11 @@ class ModelDirectory:
             )
         return self._known
 
-    def plan(self, model: str | None) -> Route:
-        """The route of a request for `model`; None takes DEFAULT_MODEL, else the first listed."""
+    def plan(self, request: ChatRequest, tags: Tags) -> Route:
+        """The route of a request for its model; None takes DEFAULT_MODEL, else the first listed."""
+        del tags
         listed = self.listed()
+        model = request.model
         if model is None:
             model = self._settings.default_model or listed[0]
         if model not in listed:
@@ -63,7 +66,24 @@ class ModelDirectory:
                 code=ErrorCode.MODEL_NOT_FOUND,
                 param="model",
             )
-        return Route(provider=self._provider, model=model)
+        return Route(model, (Target(self._provider, model),))
+
+    def next_attempt(self, route: Route, failures: Sequence[Failure]) -> Attempt | None:
+        """There is one provider."""
+        del route, failures
+        return None
+
+    def began(self, target: Target) -> None:
+        """An exchange with it begins."""
+
+    def ended(self, target: Target) -> None:
+        """It is over."""
+
+    def answered(self, target: Target) -> None:
+        """It gave an answer."""
+
+    def failed(self, target: Target, kind: FailureKind) -> None:
+        """It failed to."""
 
     def _refresh(self) -> None:
         try:

@@ -51,22 +51,22 @@ class Endpoint:
         return self.base_path + path + (f"?{self.query}" if self.query else "")
 
 
-def parse_endpoint(url: str | None) -> Endpoint:
-    """Read `LLM_API_URL`; one that ends in `/chat/completions` is understood too. Raises `OperatorError`."""
+def parse_endpoint(url: str | None, *, where: str = "LLM_API_URL") -> Endpoint:
+    """Read a base URL; one that ends in `/chat/completions` is understood too. Raises `OperatorError`, which names `where`."""
     if not url:
-        raise OperatorError("LLM_API_URL is not set: no provider can be reached. Set it to the provider's base URL.")
+        raise OperatorError(f"{where} is not set: no provider can be reached. Set it to the provider's base URL.")
     try:
         parts = urlsplit(url.strip())
         port = parts.port
         host = (parts.hostname or "").encode("idna").decode("ascii") if not _is_ipv6(parts.hostname) else parts.hostname
     except ValueError:  # a port out of range, broken brackets, a name that IDNA refuses
-        raise OperatorError("LLM_API_URL is not a URL. Example: https://api.openai.com/v1") from None
+        raise OperatorError(f"{where} is not a URL. Example: https://api.openai.com/v1") from None
     if parts.scheme not in _DEFAULT_PORT or not host or not _TARGET.fullmatch(host):
-        raise OperatorError("LLM_API_URL must look like https://host[:port]/path, with http or https.")
+        raise OperatorError(f"{where} must look like https://host[:port]/path, with http or https.")
     if parts.username is not None or parts.password is not None:
-        raise OperatorError("LLM_API_URL must not hold a user name or password; set LLM_API_KEY.")
+        raise OperatorError(f"{where} must not hold a user name or password; the key has a place of its own.")
     if not _TARGET.fullmatch(parts.path + parts.query):
-        raise OperatorError("LLM_API_URL's path must be plain ASCII without spaces (percent-encode the rest).")
+        raise OperatorError(f"{where}'s path must be plain ASCII without spaces (percent-encode the rest).")
     return Endpoint(
         host=host,
         port=port if port is not None else _DEFAULT_PORT[parts.scheme],

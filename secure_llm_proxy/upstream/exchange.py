@@ -10,7 +10,7 @@ import contextlib
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from secure_llm_proxy.foundation.errors import ClientGone, ProxyError, UpstreamFailed, UpstreamTimeout
+from secure_llm_proxy.foundation.errors import ClientGone, FailureKind, ProxyError, UpstreamFailed, UpstreamTimeout
 from secure_llm_proxy.upstream.http1 import (
     HEAD_BYTES_MAX,
     AnswerHead,
@@ -37,6 +37,13 @@ UNREADABLE = "The provider's answer could not be understood."
 TOO_LARGE = "The provider's answer is larger than the proxy allows."
 TOO_SLOW = "The provider did not answer in time."
 STOPPED = "The proxy stopped this request before the provider's answer was whole."
+
+_KIND_OF = {
+    UNREACHABLE: FailureKind.UNREACHABLE,
+    BROKE_OFF: FailureKind.BROKE_OFF,
+    UNREADABLE: FailureKind.UNREADABLE,
+    TOO_LARGE: FailureKind.TOO_LARGE,
+}
 
 # what one turn of a stream takes from the kernel: small, so that no stream holds much or keeps others waiting
 _TURN_BYTES = 16_384
@@ -337,12 +344,12 @@ class Exchange:
         if reason == "client_gone":
             raise ClientGone("The client closed the connection.")
         if reason is not None:
-            raise UpstreamFailed(STOPPED, detail=f"cancelled: {reason}")
+            raise UpstreamFailed(STOPPED, failure=FailureKind.STOPPED, detail=f"cancelled: {reason}")
 
     def _failed(self, public: str, detail: str) -> ProxyError:
         if not self._silent:
             self._health.failed(public)
-        return UpstreamFailed(public, detail=detail)
+        return UpstreamFailed(public, failure=_KIND_OF[public], detail=detail)
 
     def _timed_out(self, phase: str, patience_s: float) -> ProxyError:
         if not self._silent:

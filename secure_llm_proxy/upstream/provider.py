@@ -1,107 +1,168 @@
-"""One OpenAI-compatible provider."""
+"""One configured provider: its connections, its keys, and the formats that it speaks."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from secure_llm_proxy import __version__
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
-from secure_llm_proxy.foundation.errors import OperatorError, UpstreamFailed
+from secure_llm_proxy.foundation.errors import (
+    ErrorCode,
+    FailureKind,
+    OperatorError,
+    UpstreamFailed,
+    UpstreamRefused,
+)
 from secure_llm_proxy.upstream.endpoint import parse_endpoint, tls_context
 from secure_llm_proxy.upstream.exchange import BROKE_OFF, TOO_LARGE, UNREADABLE, Exchange
+from secure_llm_proxy.upstream.formats import FORMATS, PREFERRED
 from secure_llm_proxy.upstream.health import ProviderHealth
 from secure_llm_proxy.upstream.http1 import request_head
-from secure_llm_proxy.upstream.openai_format import (
-    DONE,
-    REPORTED_ERROR,
-    error_of,
-    read_completion,
-    read_models,
-    read_stream_event,
-)
+from secure_llm_proxy.upstream.model_lists import read_models
 from secure_llm_proxy.upstream.pool import ConnectionPool
+from secure_llm_proxy.upstream.refusals import BUSY, error_of
 from secure_llm_proxy.upstream.server_sent_events import EventTooLarge, ServerSentEvent, ServerSentEventParser
 from secure_llm_proxy.upstream.wording import Scrubber
+from secure_llm_proxy.vocabulary.providers import provider_kinds
+from secure_llm_proxy.vocabulary.wire_formats import OPERATION_OF, WireFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from secure_llm_proxy.foundation.cancellation import Cancellation
     from secure_llm_proxy.settings import UpstreamSettings
+    from secure_llm_proxy.upstream.formats.face import ProviderFormat, StreamReader
     from secure_llm_proxy.upstream.http1 import AnswerHead
-    from secure_llm_proxy.vocabulary.chat import Completion, CompletionStream, Route, StreamEvent
+    from secure_llm_proxy.vocabulary.chat import Completion, CompletionStream, StreamEvent, UpstreamRequest
+    from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 
-_CHAT_PATH = "/chat/completions"
-_MODELS_PATH = "/models"
 _ERROR_BYTES_MAX = 65_536
 _ERROR_PATIENCE_S = 5.0
 _OK = 200
 _KEY = re.compile(r"[!-~]+")
+_HEADER_VALUE = re.compile(r"[!-~][ -~]{0,1023}")
+_PREFIXES_KEPT = 256
+# A key that was refused is tried again then: somebody may have paid, or mended it.
+_REFUSED_KEY_RESTS_S = 300.0
+_LIMITED_KEY_RESTS_S = 30.0
 
 
-class OpenAiCompatibleProvider:
-    """Speaks to the provider of the settings and to nobody else: no proxy of the environment, no redirect.
+@dataclass(slots=True)
+class _Key:
+    """One of the provider's keys. `prefixes` are request heads that carry it, by what they depend on."""
 
-    Shared by all greenlets and threads of one process; make it after the fork. Raises `OperatorError` for settings
-    with which no provider can be reached.
+    secret: str
+    rests_until_s: float = 0.0
+    prefixes: dict[tuple[WireFormat, bool, str], bytes] = field(default_factory=dict)
+
+
+class Provider:
+    """Speaks to the provider of its definition and to nobody else: no proxy of the environment, no redirect.
+
+    Shared by all greenlets and threads of one process; make it after the fork. Raises `OperatorError` for a definition
+    with which no provider can be reached. Several keys are used in turn; one that the provider limits or refuses rests
+    (30 s, or what it says; 300 s), and while all of them rest, nothing is sent.
     """
 
-    name = "openai_compatible"
-
-    def __init__(self, settings: UpstreamSettings, *, clock: Clock | None = None) -> None:
-        self._settings = settings
+    def __init__(
+        self, definition: ProviderDefinition, settings: UpstreamSettings, *, clock: Clock | None = None
+    ) -> None:
+        kinds = provider_kinds()
+        if definition.kind not in kinds:
+            raise OperatorError(f"Provider {definition.name}: there is no kind {definition.kind}; {', '.join(kinds)}.")
+        self.definition = definition
+        self.kind = kind = kinds[definition.kind]
+        self._settings = _with_patience(settings, definition)
         self._clock = clock or SystemClock()
-        self._endpoint = parse_endpoint(settings.api_url)
+        url = definition.base_url + (f"?{definition.query}" if definition.query else "")
+        self._endpoint = parse_endpoint(url, where=f"The URL of provider {definition.name}")
         context = tls_context(verify=settings.ssl_verify, ca_file=settings.ca_file) if self._endpoint.secure else None
         self._pool = ConnectionPool(self._endpoint, context, idle_max=settings.connections_max)
         self._health = ProviderHealth(self._clock)
-        key = settings.api_key.get_secret_value() if settings.api_key else ""
-        if key and not _KEY.fullmatch(key):
-            raise OperatorError("LLM_API_KEY must be plain ASCII without spaces; a header can't carry anything else.")
-        self._scrubber = Scrubber(self._endpoint, key or None)
-        headers = {
+        secrets = [secret for key in definition.keys if (secret := key.get_secret_value())]
+        for secret in secrets:
+            if not _KEY.fullmatch(secret):
+                raise OperatorError(
+                    f"The key of provider {definition.name} (LLM_API_KEY, or as it is configured) must be plain ASCII "
+                    "without spaces; a header can't carry anything else."
+                )
+        self._keys = [_Key(secret) for secret in secrets] or [_Key("")]
+        self._turn = 0
+        self._scrubber = Scrubber(self._endpoint, *secrets)
+        self._paths = definition.formats if definition.formats is not None else kind.formats
+        self._headers = {
             "Host": self._endpoint.authority,
             "User-Agent": f"secure-llm-proxy/{__version__}",
             "Accept-Encoding": "identity",
+            **kind.headers,
         }
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        # all of a chat request but the number of its bytes and these; a request is then one formatting and one send
-        self._chat_prefix = self._prefix(headers, "application/json")
-        self._stream_prefix = self._prefix(headers, "text/event-stream")
-        self._models_request = request_head(
-            "GET", self._endpoint.target(_MODELS_PATH), {**headers, "Accept": "application/json"}
-        )
 
-    def complete(self, route: Route, payload: bytes, cancellation: Cancellation) -> Completion:
-        """Return the whole answer to `payload`, which is a plain (not streamed) chat request."""
-        body = self._ask(b"%b%d\r\n\r\n%b" % (self._chat_prefix, len(payload), payload), cancellation)
-        return read_completion(body, model=route.model)
+    def format_for(self, client: WireFormat) -> WireFormat | None:
+        """The format in which a request of the client's format is put to this provider; None: it can't be."""
+        if client in self._paths:
+            return client
+        return next((known for known in PREFERRED[OPERATION_OF[client]] if known in self._paths), None)
 
-    def stream(self, route: Route, payload: bytes, cancellation: Cancellation) -> CompletionStream:
-        """Return the running answer to `payload`, a streamed chat request, once its first event has arrived."""
-        del route  # the model stands in the payload already
+    def complete(self, request: UpstreamRequest, cancellation: Cancellation) -> Completion:
+        """Return the whole answer to `request`, which asks for no stream."""
+        wire_format = FORMATS[request.format]
+        body = self._ask(self._head(request), request.body, wire_format, cancellation)
+        return wire_format.read(body, model=request.target.model, translated=request.translated)
+
+    def stream(self, request: UpstreamRequest, cancellation: Cancellation) -> CompletionStream:
+        """Return the running answer to `request`, which asks for a stream, once its first event has arrived."""
+        wire_format = FORMATS[request.format]
+        head, key = self._head(request)
         exchange = self._exchange(cancellation)
         try:
-            head = exchange.open(b"%b%d\r\n\r\n%b" % (self._stream_prefix, len(payload), payload))
-            self._check(head, exchange)
-            _check_is_event_stream(head)
-            return _EventStream(exchange, event_bytes_max=self._settings.event_bytes_max)
+            answer = exchange.open(b"%b%d\r\n\r\n%b" % (head, len(request.body), request.body))
+            self._check(answer, exchange, wire_format, key)
+            _check_is_event_stream(answer)
+            reader = wire_format.stream(translated=request.translated, shows_usage=request.shows_usage)
+            return _EventStream(exchange, reader, event_bytes_max=self._settings.event_bytes_max)
         except BaseException:
             exchange.close()
             raise
 
     def list_models(self, cancellation: Cancellation) -> tuple[str, ...]:
-        """Return the names of the provider's models."""
-        return read_models(self._ask(self._models_request, cancellation))
+        """Return the names of the provider's models: those of its definition, else as it lists them.
+
+        Raises `UpstreamFailed`, also where it has no list.
+        """
+        if self.definition.models:
+            return self.definition.models
+        if self.kind.models is None:
+            raise UpstreamFailed(UNREADABLE, detail=f"{self.kind.title} lists no models: name them in its definition")
+        key = self._key()
+        # Every kind that lists models lists them over this one's errors, too.
+        wire_format = FORMATS[next(iter(self._paths))]
+        head = request_head(
+            "GET", self._endpoint.target(self.kind.models), {**self._headers_of(key), "Accept": "application/json"}
+        )
+        return read_models(self._ask((head, key), None, wire_format, cancellation), self.kind.models_shape)
 
     def trouble(self) -> str | None:
-        """A sentence for the operator when the last exchange of the last 60 s failed in transport, else None.
+        """A sentence for the operator when the last exchange of the last 60 s failed in transport, or every key rests.
 
         A provider that answers with an error status is reachable, so that is no trouble here.
         """
+        now_s = monotonic()
+        if all(key.rests_until_s > now_s for key in self._keys):
+            return "The provider limits or refuses every key."
         return self._health.trouble()
+
+    @property
+    def host(self) -> str:
+        """Name or address, for the operator's firewall."""
+        return self._endpoint.host
+
+    @property
+    def port(self) -> int:
+        return self._endpoint.port
 
     @property
     def idle_connections(self) -> int:
@@ -114,31 +175,112 @@ class OpenAiCompatibleProvider:
     def _exchange(self, cancellation: Cancellation) -> Exchange:
         return Exchange(self._pool, self._settings, cancellation, self._health)
 
-    def _ask(self, request: bytes, cancellation: Cancellation) -> bytes:
+    def _key(self) -> _Key:
+        """The next key whose turn it is. Raises `UpstreamRefused` while all of them rest."""
+        keys = self._keys
+        now_s = monotonic()
+        for _ in keys:
+            self._turn = turn = (self._turn + 1) % len(keys)
+            if keys[turn].rests_until_s <= now_s:
+                return keys[turn]
+        wait_s = min(key.rests_until_s for key in keys) - now_s
+        raise UpstreamRefused(
+            BUSY,
+            status=429,
+            failure=FailureKind.RATE_LIMITED,
+            code=ErrorCode.UPSTREAM_RATE_LIMITED,
+            detail="every key of the provider rests",
+            retry_after_s=max(1, round(wait_s)),
+        )
+
+    def _head(self, request: UpstreamRequest) -> tuple[bytes, _Key]:
+        """All of a request but the number of its bytes and these, and the key that it carries."""
+        key = self._keys[0] if len(self._keys) == 1 and not self._keys[0].rests_until_s else self._key()
+        if request.headers:
+            return self._prefix(request, key), key
+        path = self._path(request)
+        # Of one path there is one head for each model, where the model stands in it.
+        known = request.format, request.stream, request.target.model if "{model}" in path else ""
+        prefix = key.prefixes.get(known)
+        if prefix is None:
+            prefix = self._prefix(request, key)
+            if len(key.prefixes) < _PREFIXES_KEPT:
+                key.prefixes[known] = prefix
+        return prefix, key
+
+    def _path(self, request: UpstreamRequest) -> str:
+        if request.stream and request.format in self.kind.stream and self.definition.formats is None:
+            return self.kind.stream[request.format]
+        return self._paths[request.format]
+
+    def _prefix(self, request: UpstreamRequest, key: _Key) -> bytes:
+        """A head up to the value of its Content-Length, which stands last."""
+        path = self._path(request).replace("{model}", quote(request.target.model, safe=""))
+        fields = {
+            **self._headers_of(key),
+            "Accept": "text/event-stream" if request.stream else "application/json",
+            "Content-Type": "application/json",
+        }
+        passing = {name: value for name, value in request.headers if _HEADER_VALUE.fullmatch(value)}
+        fields = {**fields, **passing, "Content-Length": ""}
+        return request_head("POST", self._endpoint.target(path), fields).removesuffix(b"\r\n\r\n")
+
+    def _headers_of(self, key: _Key) -> dict[str, str]:
+        if not key.secret:
+            return self._headers
+        return {**self._headers, self.kind.key_header: self.kind.key_prefix + key.secret}
+
+    def _ask(
+        self,
+        head_and_key: tuple[bytes, _Key],
+        body: bytes | None,
+        wire_format: ProviderFormat,
+        cancellation: Cancellation,
+    ) -> bytes:
+        head, key = head_and_key
         exchange = self._exchange(cancellation)
         try:
-            self._check(exchange.open(request), exchange)
-            body = exchange.read()
+            sent = head if body is None else b"%b%d\r\n\r\n%b" % (head, len(body), body)
+            self._check(exchange.open(sent), exchange, wire_format, key)
+            answer = exchange.read()
             if exchange.body_over:
-                return body
-            pieces = [body]
+                return answer
+            pieces = [answer]
             while piece := exchange.read():
                 pieces.append(piece)
             return b"".join(pieces)
         finally:
             exchange.close()
 
-    def _check(self, head: AnswerHead, exchange: Exchange) -> None:
+    def _check(self, head: AnswerHead, exchange: Exchange, wire_format: ProviderFormat, key: _Key) -> None:
         if head.status != _OK:
             body = b"" if head.is_compressed else exchange.read_excerpt(_ERROR_BYTES_MAX, _ERROR_PATIENCE_S)
-            raise error_of(head, body, scrubber=self._scrubber, now=self._clock.now())
+            error = error_of(head, body, wire_format=wire_format, scrubber=self._scrubber, now=self._clock.now())
+            if isinstance(error, UpstreamFailed):
+                self._let_rest(key, error)
+            raise error
         if "content-encoding" in head.headers and head.is_compressed:
             raise UpstreamFailed(UNREADABLE, detail="the answer is compressed, though identity was asked for")
 
-    def _prefix(self, headers: Mapping[str, str], accept: str) -> bytes:
-        """The head of a chat request up to the value of its Content-Length, which stands last."""
-        fields = {**headers, "Accept": accept, "Content-Type": "application/json", "Content-Length": ""}
-        return request_head("POST", self._endpoint.target(_CHAT_PATH), fields).removesuffix(b"\r\n\r\n")
+    def _let_rest(self, key: _Key, error: UpstreamFailed) -> None:
+        """Only one of several keys: a single one stays in use, and its client hears what the provider says each time."""
+        if len(self._keys) == 1:
+            return
+        if error.failure is FailureKind.CREDENTIALS:
+            key.rests_until_s = monotonic() + _REFUSED_KEY_RESTS_S
+        elif error.failure is FailureKind.RATE_LIMITED:
+            key.rests_until_s = monotonic() + (error.retry_after_s or _LIMITED_KEY_RESTS_S)
+
+
+def _with_patience(settings: UpstreamSettings, definition: ProviderDefinition) -> UpstreamSettings:
+    patience = definition.patience
+    own = {
+        "connect_timeout_s": patience.connect_s,
+        "first_byte_timeout_s": patience.first_byte_s,
+        "idle_timeout_s": patience.idle_s,
+        "total_timeout_s": patience.total_s,
+    }
+    return settings.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 def _check_is_event_stream(head: AnswerHead) -> None:
@@ -153,31 +295,31 @@ class _EventStream:
     """
 
     __slots__ = (
-        "_done",
         "_ended",
         "_exchange",
         "_failure",
-        "_finish_seen",
         "_first",
         "_parser",
         "_paused",
+        "_reader",
         "_waiting",
     )
 
-    def __init__(self, exchange: Exchange, *, event_bytes_max: int) -> None:
+    def __init__(self, exchange: Exchange, reader: StreamReader, *, event_bytes_max: int) -> None:
         self._exchange = exchange
+        self._reader = reader
         self._parser = ServerSentEventParser(event_bytes_max=event_bytes_max)
         # the next one stands last
         self._waiting: list[ServerSentEvent] = []
         self._failure: BaseException | None = None
-        self._finish_seen = False
         self._paused = False
-        self._done = False
         self._ended = False
         self._first: StreamEvent | None = None
         self._first = self._next()
         if self._first is None:
-            raise UpstreamFailed(BROKE_OFF, detail="the stream ended before its first event")
+            raise UpstreamFailed(
+                BROKE_OFF, failure=FailureKind.BROKE_OFF, detail="the stream ended before its first event"
+            )
 
     def __iter__(self) -> Iterator[StreamEvent]:
         return self
@@ -200,6 +342,8 @@ class _EventStream:
         """
         exchange = self._exchange
         read_now, whole_object = exchange.read_now, self._parser.whole_object
+        reader = self._reader
+        read_object = reader.read_object
 
         def take_what_came() -> bool:
             try:
@@ -211,13 +355,11 @@ class _EventStream:
                         if not self._take_all(piece, take):
                             return False
                     else:
-                        event, finished = read_stream_event(data)
-                        if finished:
-                            self._finish_seen = True
-                        if not take(event):
+                        event = read_object(data)
+                        if event is not None and not take(event):
                             self._paused = True
                             return False
-                return not (exchange.body_over or self._done or self._ended)
+                return not (exchange.body_over or reader.done or self._ended)
             except BaseException as error:  # noqa: BLE001  it belongs to the greenlet that waits
                 self._failure = error
                 return False
@@ -227,7 +369,7 @@ class _EventStream:
                 if (event := self._read_waiting()) is not None:
                     if not take(event):
                         return True
-                elif self._done or exchange.body_over:
+                elif reader.done or exchange.body_over:
                     # decides whether the answer is whole
                     self._fetch()
                 else:
@@ -270,29 +412,22 @@ class _EventStream:
         return None
 
     def _read_waiting(self) -> StreamEvent | None:
-        """Return the next event of those that have arrived, None when there is none left, or at [DONE]."""
+        """Return the next event of those that have arrived, None when there is none left, or at the end mark."""
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        waiting = self._waiting
+        waiting, read = self._waiting, self._reader.read
         while waiting:
-            sent = waiting.pop()
-            data = sent.data.strip()
-            if data == DONE:
-                waiting.clear()
-                self._done = True
-                return None
-            if sent.name == b"error":
-                raise UpstreamFailed(REPORTED_ERROR, detail="an event named error in the stream")
-            if data:
-                event, finished = read_stream_event(data)
-                self._finish_seen = self._finish_seen or finished
+            event = read(waiting.pop())
+            if event is not None:
                 return event
+            if self._reader.done:
+                waiting.clear()
         return None
 
     def _fetch(self) -> None:
-        """Wait for the next bytes; at [DONE] or the end of the body, decide whether the answer is whole."""
-        if self._done:
+        """Wait for the next bytes; at the end mark or the end of the body, decide whether the answer is whole."""
+        if self._reader.done:
             self._exchange.finish_early()
             self.close()
             return
@@ -301,14 +436,16 @@ class _EventStream:
         if piece or self._waiting:
             return
         self.close()
-        if not self._finish_seen:
-            raise UpstreamFailed(BROKE_OFF, detail="the stream ended without [DONE] and without a finish_reason")
+        if not self._reader.finished:
+            raise UpstreamFailed(
+                BROKE_OFF, failure=FailureKind.BROKE_OFF, detail="the stream ended before the answer was whole"
+            )
 
     def _parse(self, piece: bytes) -> None:
         """Have the events that `piece` completes wait; b"" is the end of the body."""
         try:
             events = self._parser.feed(piece) if piece else self._parser.finish()
         except EventTooLarge as error:
-            raise UpstreamFailed(TOO_LARGE, detail=str(error)) from None
+            raise UpstreamFailed(TOO_LARGE, failure=FailureKind.TOO_LARGE, detail=str(error)) from None
         events.reverse()
         self._waiting = events

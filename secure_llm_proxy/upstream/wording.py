@@ -22,7 +22,7 @@ class Scrubber:
 
     __slots__ = ("_secrets",)
 
-    def __init__(self, endpoint: Endpoint, api_key: str | None) -> None:
+    def __init__(self, endpoint: Endpoint, *api_keys: str) -> None:
         scheme = "https" if endpoint.secure else "http"
         places = {
             f"{scheme}://{endpoint.authority}{endpoint.base_path}",
@@ -34,7 +34,7 @@ class Scrubber:
         # a host may be called "llm"
         longest_first = sorted(map(re.escape, places), key=len, reverse=True)
         pattern = rf"(?<![\w-])(?:{'|'.join(longest_first)})(?![\w-])"
-        if api_key:
+        for api_key in api_keys:
             pattern = f"{re.escape(api_key)}|{pattern}"
         self._secrets = re.compile(pattern, re.IGNORECASE)
 

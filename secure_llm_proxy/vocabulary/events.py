@@ -32,6 +32,7 @@ class AuditType(StrEnum):
     LLM_PART = "llm.part"
     LLM_START = "llm.start"
     LLM_END = "llm.end"
+    LLM_RETRY = "llm.retry"
     REFUSED = "llm.refused"
     ADMIN_INTENT = "admin.intent"
     ADMIN_RESULT = "admin.result"

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.identifiers import ExchangeId
 
+Headers = tuple[tuple[str, str], ...]
+"""Names in lower case with their values."""
+Tags = tuple[tuple[str, str], ...]
+"""Names and values that a provider must be tagged with."""
+
 
 def _nobody_is_there() -> None:
     """There is no connection."""
@@ -21,7 +26,8 @@ class Inbound:
     `key_in_url` says that something like a key of ours stands in the URL; `keys_in_url` are those that are well-formed.
     `read_body` returns the body or raises (too large, too slow, compressed); it is called once, after throttling.
     `person` is who the application says is asking (`X-User-ID`), if it says so. `hang_up` ends the client's connection;
-    only before the exchange is closed, since the next one may come over the same.
+    only before the exchange is closed, since the next one may come over the same. `passed_headers` are those of the client's
+    that may go on to a provider of the right kind; `tags` what it asks of the provider (`X-SLP-Require`).
     """
 
     exchange_id: ExchangeId
@@ -37,4 +43,6 @@ class Inbound:
     session: str | None = None
     correlation_id: str | None = None
     keys_in_url: tuple[str, ...] = field(default=(), repr=False)
+    passed_headers: Headers = ()
+    tags: Tags = ()
     hang_up: Callable[[], None] = _nobody_is_there

@@ -18,11 +18,11 @@ from secure_llm_proxy.vocabulary.connection import StreamSink
 from secure_llm_proxy.vocabulary.inbound import Inbound
 from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.errors import error_body, error_headers
+from secure_llm_proxy.web.generation import ClientFormat, StreamWriter
 from secure_llm_proxy.web.headers import reply_headers
 from secure_llm_proxy.web.inbound import inbound_of
 from secure_llm_proxy.web.presence import Presence, watch_client
 
-DONE = b"data: [DONE]\n\n"
 _OK = "200 OK"
 _JSON = ("Content-Type", "application/json")
 
@@ -44,21 +44,19 @@ def status_line(status: int) -> str:
 
 
 class EventStream:
-    """The body of a stream: one `data:` line per event, `[DONE]` after the exchange is recorded, an `error` event when it
-    breaks off, `ConnectionResetError` when its client is gone. Our worker asks it to `relay` itself, any other server
+    """The body of a stream, as its door writes it: its end only after the exchange is recorded, an error when it breaks off,
+    `ConnectionResetError` when its client is gone. Our worker asks it to `relay` itself, any other server
     iterates it; both call `close()` whatever happens, also when the client left.
     """
 
     def __init__(
         self,
         stream: RelayedStream,
-        present: Callable[[StreamEvent], bytes],
-        present_end: Callable[[], bytes],
+        writer: StreamWriter,
         presence: Presence,
     ) -> None:
         self._stream = stream
-        self._present = present
-        self._present_end = present_end
+        self._writer = writer
         self._presence = presence
         self._ended = False
 
@@ -69,16 +67,18 @@ class EventStream:
         if self._ended:
             raise StopIteration
         try:
-            return b"data: %s\n\n" % self._present(next(self._stream))
+            while not (frames := self._writer.event(next(self._stream))):
+                pass
+            return frames
         except StopIteration:
             self._ended = True
-            return self._present_end() + DONE
+            return self._writer.end()
         except ClientGone:
             self._ended = True
             raise _cut_short() from None
         except ProxyError as error:
             self._ended = True
-            return _error_event(error)
+            return self._writer.error(error)
 
     def relay(self, sink: StreamSink) -> None:
         """Send everything, each event from the event loop, without a greenlet switch for it.
@@ -89,13 +89,14 @@ class EventStream:
         if self._ended:
             return
         self._ended = True
-        present = self._present
+        writer = self._writer
+        write = writer.event
         broken: OSError | None = None
 
         def send(event: StreamEvent) -> bool:
             nonlocal broken
             try:
-                return sink.send(b"data: %s\n\n" % present(event))
+                return sink.send(write(event))
             except OSError as error:
                 broken = error
                 raise
@@ -110,11 +111,11 @@ class EventStream:
 
         try:
             self._stream.relay(send, flush)
-            last = self._present_end() + DONE
+            last = writer.end()
         except ClientGone:
             raise broken or _cut_short() from None
         except ProxyError as error:
-            last = _error_event(error)
+            last = writer.error(error)
         if not sink.send(last):
             sink.flush()
 
@@ -137,27 +138,21 @@ def ask_corridor(arrival: Arrival, door: str, ask: Callable[[Inbound], Reply]) -
     return reply, presence
 
 
-def answer_chat(
-    arrival: Arrival,
-    door: str,
-    ask: Callable[[Inbound], Reply],
-    *,
-    present: Callable[[Completion, Reply], object],
-    present_event: Callable[[StreamEvent], bytes],
-    present_end: Callable[[Reply], bytes] = lambda _reply: b"",
-) -> Answer:
-    """Ask the corridor; the door says how its completions and events look."""
+def answer_chat(arrival: Arrival, door: str, ask: Callable[[Inbound], Reply], client_format: ClientFormat) -> Answer:
+    """Ask the corridor; the door's format says how its answers, events and errors look."""
     reply, presence = ask_corridor(arrival, door, ask)
     headers = reply_headers(reply.facts)
     outcome = reply.outcome
     if type(outcome) is Completion:
         headers += (_JSON,)
-        return Answer(_OK, headers, orjson.dumps(present(outcome, reply)))
+        return Answer(_OK, headers, orjson.dumps(client_format.whole(outcome, reply)))
     if isinstance(outcome, RelayedStream):
         headers += [("Content-Type", "text/event-stream; charset=utf-8"), ("X-Accel-Buffering", "no")]
-        return Answer(_OK, headers, EventStream(outcome, present_event, lambda: present_end(reply), presence))
+        return Answer(
+            _OK, headers, EventStream(outcome, client_format.stream(reply, translated=outcome.translated), presence)
+        )
     if isinstance(outcome, ProxyError):
-        return refused(outcome, headers)
+        return refused(outcome, headers, client_format.error_body)
     raise TypeError("a list of models is answered by its own door")
 
 
@@ -165,15 +160,13 @@ def answer_json(body: object, headers: list[tuple[str, str]]) -> Answer:
     return Answer(_OK, [*headers, _JSON], orjson.dumps(body))
 
 
-def refused(error: ProxyError, headers: list[tuple[str, str]]) -> Answer:
+def refused(
+    error: ProxyError, headers: list[tuple[str, str]], body_of: Callable[[ProxyError], bytes] = error_body
+) -> Answer:
     """An error after what is known of the exchange."""
-    return Answer(status_line(error.status), headers + error_headers(error), error_body(error))
+    return Answer(status_line(error.status), headers + error_headers(error), body_of(error))
 
 
 def _cut_short() -> OSError:
     """For the server: hang up. A last chunk would say that the answer is whole, to one who only said that he asks no more."""
     return ConnectionResetError(errno.ECONNRESET, "the client left before its answer was whole")
-
-
-def _error_event(error: ProxyError) -> bytes:
-    return b"event: error\ndata: %s\n\n" % error_body(error)

@@ -18,6 +18,8 @@ SECURITY_HEADERS: tuple[tuple[str, str], ...] = (
     ("Vary", "Authorization, Cookie"),
 )
 _STRICT_TRANSPORT = ("Strict-Transport-Security", "max-age=63072000; includeSubDomains")
+_NAMES_MAX = 32
+_is_name = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}\Z").match
 _is_safe = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}\Z").match
 
 
@@ -35,6 +37,8 @@ def reply_headers(facts: ReplyFacts) -> list[tuple[str, str]]:
     if audit and _is_safe(audit):
         headers += (("X-SLP-Audit-Id", audit),)
     headers += _route_headers(facts.provider, facts.model)
+    if facts.dropped:
+        headers.append(("X-SLP-Dropped-Params", _dropped(facts.dropped)))
     if decision is not None:
         headers += (
             ("X-RateLimit-Limit", str(decision.limit)),
@@ -49,6 +53,13 @@ def _route_headers(provider: str | None, model: str | None) -> tuple[tuple[str, 
     """Routes are few, and the same ones come again and again."""
     told = (("X-SLP-Provider", safe_id(provider)), ("X-SLP-Model", safe_id(model)))
     return tuple((name, value) for name, value in told if value is not None)
+
+
+def _dropped(names: tuple[str, ...]) -> str:
+    """Names of parameters, which a client may have made up: those that are none are counted."""
+    named = [name for name in names[:_NAMES_MAX] if _is_name(name)]
+    others = len(names) - len(named)
+    return ", ".join([*named, f"and {others} more"] if others else named)
 
 
 def safe_id(value: str | None) -> str | None:

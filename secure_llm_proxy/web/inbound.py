@@ -25,12 +25,14 @@ from secure_llm_proxy.foundation.errors import (
 )
 from secure_llm_proxy.identity import keys_in
 from secure_llm_proxy.settings import LimitSettings
-from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.vocabulary.inbound import Inbound, Tags
 from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.headers import safe_id
 from secure_llm_proxy.web.presence import Presence
 
 _KEY_IN_TEXT = re.compile(r"slp_(?:live|test|adm|sess|setup|dev)_")
+_TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TAGS_MAX = 16
 _PERSON_MAX = 256
 _LENGTH_DIGITS_MAX = 15
 _CHUNK = 64 * 1024
@@ -59,8 +61,27 @@ def inbound_of(arrival: Arrival, door: str, presence: Presence, cancellation: Ca
         session=safe_id(environ["HTTP_X_SESSION_ID"]) if "HTTP_X_SESSION_ID" in environ else None,
         correlation_id=arrival.correlation_id if "HTTP_X_CORRELATION_ID" in environ else None,
         keys_in_url=_keys_in_url(environ) if key_in_url else (),
+        passed_headers=(("anthropic-beta", environ["HTTP_ANTHROPIC_BETA"]),)
+        if "HTTP_ANTHROPIC_BETA" in environ
+        else (),
+        tags=_tags_of(environ["HTTP_X_SLP_REQUIRE"]) if "HTTP_X_SLP_REQUIRE" in environ else (),
         hang_up=presence.hang_up,
     )
+
+
+def _tags_of(header: str) -> Tags:
+    """`region=eu, data=restricted`. Raises `InvalidRequest`: a wish for where data may go is never overlooked."""
+    tags: list[tuple[str, str]] = []
+    for wish in header.split(","):
+        name, _, value = (part.strip() for part in wish.partition("="))
+        if not (_TAG.fullmatch(name) and _TAG.fullmatch(value)) or len(tags) >= _TAGS_MAX:
+            raise InvalidRequest(
+                "X-SLP-Require must look like `region=eu, data=restricted`, with at most 16 tags.",
+                code=ErrorCode.INVALID_VALUE,
+                param="X-SLP-Require",
+            )
+        tags.append((name, value))
+    return tuple(tags)
 
 
 def _has_key_in_url(environ: WSGIEnvironment) -> bool:

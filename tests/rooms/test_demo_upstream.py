@@ -19,8 +19,8 @@ import pytest
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.settings import UpstreamSettings
-from secure_llm_proxy.upstream import OpenAiCompatibleProvider
-from secure_llm_proxy.vocabulary.chat import Route, Usage
+from secure_llm_proxy.vocabulary.chat import Usage
+from tests.support.compatible_provider import chat_request, compatible_provider
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,12 +134,11 @@ def test_it_lists_its_one_model(sdk: openai.OpenAI) -> None:
 
 
 def test_the_upstream_room_speaks_with_it(demo: Demo) -> None:
-    client = OpenAiCompatibleProvider(UpstreamSettings(api_url=demo.base_url))
-    route = Route("openai_compatible", "demo")
+    client = compatible_provider(UpstreamSettings(api_url=demo.base_url))
 
-    completion = client.complete(route, question("one two"), Cancellation())
+    completion = client.complete(chat_request(question("one two")), Cancellation())
     body = question("one two", stream=True, stream_options={"include_usage": True})
-    events = list(client.stream(route, body, Cancellation()))
+    events = list(client.stream(chat_request(body, stream=True), Cancellation()))
 
     assert client.list_models(Cancellation()) == ("demo",)
     assert "".join(event.text for event in events) == completion.text

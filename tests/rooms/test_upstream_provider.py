@@ -23,14 +23,14 @@ from secure_llm_proxy.foundation.errors import (
     UpstreamTimeout,
 )
 from secure_llm_proxy.settings import UpstreamSettings
-from secure_llm_proxy.upstream import OpenAiCompatibleProvider
-from secure_llm_proxy.vocabulary.chat import Completion, Route, StreamEvent, Usage
+from secure_llm_proxy.upstream import Provider as ProviderClient
+from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent, Usage
+from tests.support.compatible_provider import chat_request, compatible_provider
 from tests.support.ports import free_port
 from tests.support.programs import wait_until
 from tests.support.provider import Mode, Provider, error_body
 
 KEY = "sk-canary-7Q2xW9"
-ROUTE = Route(provider="openai_compatible", model="test-model")
 
 UNREACHABLE = "The provider could not be reached."
 BROKE_OFF = "The provider's answer broke off."
@@ -40,7 +40,7 @@ TOO_SLOW = "The provider did not answer in time."
 REPORTED_ERROR = "The provider reported an error while it answered."
 FAILED = "The provider failed to answer the request."
 
-Connect = Callable[..., OpenAiCompatibleProvider]
+Connect = Callable[..., ProviderClient]
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def far_end() -> Iterator[Provider]:
 @pytest.fixture
 def connect(far_end: Provider) -> Iterator[Connect]:
     """Makes the client under test; every patience is long unless a test says otherwise."""
-    made: list[OpenAiCompatibleProvider] = []
+    made: list[ProviderClient] = []
 
-    def make(**overrides: object) -> OpenAiCompatibleProvider:
+    def make(**overrides: object) -> ProviderClient:
         fields: dict[str, object] = {
             "api_url": far_end.base_url,
             "api_key": SecretStr(KEY),
@@ -65,7 +65,7 @@ def connect(far_end: Provider) -> Iterator[Connect]:
             "answer_bytes_max": 2**20,
             "event_bytes_max": 2**16,
         }
-        client = OpenAiCompatibleProvider(UpstreamSettings.model_validate(fields | overrides))
+        client = compatible_provider(UpstreamSettings.model_validate(fields | overrides))
         made.append(client)
         return client
 
@@ -81,19 +81,19 @@ def payload(*, stream: bool, **fields: object) -> bytes:
     return json.dumps(request).encode()
 
 
-def ask(client: OpenAiCompatibleProvider, cancellation: Cancellation | None = None) -> Completion:
-    return client.complete(ROUTE, payload(stream=False), cancellation or Cancellation())
+def ask(client: ProviderClient, cancellation: Cancellation | None = None) -> Completion:
+    return client.complete(chat_request(payload(stream=False)), cancellation or Cancellation())
 
 
-def ask_streamed(client: OpenAiCompatibleProvider, cancellation: Cancellation | None = None) -> list[StreamEvent]:
-    stream = client.stream(ROUTE, payload(stream=True), cancellation or Cancellation())
+def ask_streamed(client: ProviderClient, cancellation: Cancellation | None = None) -> list[StreamEvent]:
+    stream = client.stream(chat_request(payload(stream=True), stream=True), cancellation or Cancellation())
     try:
         return list(stream)
     finally:
         stream.close()
 
 
-def failure(client: OpenAiCompatibleProvider, *, streamed: bool) -> ProxyError:
+def failure(client: ProviderClient, *, streamed: bool) -> ProxyError:
     """What asking raises; no text of it may tell key, host or port."""
     with pytest.raises(ProxyError) as caught:
         (ask_streamed if streamed else ask)(client)
@@ -130,7 +130,7 @@ def test_a_streamed_answer_comes_event_by_event(far_end: Provider, connect: Conn
 def test_the_first_event_is_given_before_the_last_one_is_sent(far_end: Provider, connect: Connect) -> None:
     far_end.script(Mode.HANG_MID_STREAM)
 
-    stream = connect().stream(ROUTE, payload(stream=True), Cancellation())
+    stream = connect().stream(chat_request(payload(stream=True), stream=True), Cancellation())
     first = next(iter(stream))
     stream.close()
 
@@ -147,7 +147,7 @@ def test_the_models_are_listed(far_end: Provider, connect: Connect) -> None:
 def test_the_payload_arrives_byte_for_byte_with_our_headers_and_no_others(far_end: Provider, connect: Connect) -> None:
     client, body = connect(), payload(stream=False, note="ü\u2028")
 
-    client.complete(ROUTE, body, Cancellation())
+    client.complete(chat_request(body), Cancellation())
 
     request = far_end.received[0]
     assert (request.method, request.path, request.body) == ("POST", "/v1/chat/completions", body)
@@ -190,7 +190,7 @@ def test_a_host_is_found_by_its_name(far_end: Provider, connect: Connect) -> Non
 def test_a_large_request_arrives_whole(far_end: Provider, connect: Connect) -> None:
     body = payload(stream=False, note="x" * (8 * 2**20))
 
-    connect().complete(ROUTE, body, Cancellation())
+    connect().complete(chat_request(body), Cancellation())
 
     assert far_end.received[0].body == body
 
@@ -310,7 +310,7 @@ def test_an_answer_cut_at_any_byte_is_a_failure_and_never_a_shorter_answer(
 
 def test_a_stream_that_breaks_gives_what_came_before_and_then_fails(far_end: Provider, connect: Connect) -> None:
     far_end.script(Mode.INVALID_JSON)
-    stream = iter(connect().stream(ROUTE, payload(stream=True), Cancellation()))
+    stream = iter(connect().stream(chat_request(payload(stream=True), stream=True), Cancellation()))
 
     first, second = next(stream), next(stream)
 
@@ -414,7 +414,7 @@ def test_an_answer_that_comes_before_the_request_was_read_is_heard(connect: Conn
         client = connect(api_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
 
         with pytest.raises(UpstreamRefused) as caught:
-            client.complete(ROUTE, payload(stream=False, note="x" * 2**20), Cancellation())
+            client.complete(chat_request(payload(stream=False, note="x" * 2**20)), Cancellation())
         thread.join(20)
 
     assert caught.value.status == 413
@@ -477,7 +477,7 @@ def test_a_provider_that_reads_nothing_ends_the_patience_for_the_first_byte(conn
         client = connect(api_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", first_byte_timeout_s=0.3)
 
         with pytest.raises(UpstreamTimeout) as caught:
-            client.complete(ROUTE, payload(stream=False, note="x" * (16 * 2**20)), Cancellation())
+            client.complete(chat_request(payload(stream=False, note="x" * (16 * 2**20))), Cancellation())
 
     assert "sending" in (caught.value.detail or "")
 
@@ -585,7 +585,7 @@ def test_a_client_that_leaves_while_we_connect_ends_the_wait(connect: Connect) -
 def test_another_reason_to_stop_is_not_blamed_on_the_client(far_end: Provider, connect: Connect) -> None:
     cancellation = Cancellation()
     far_end.script(Mode.HANG_MID_STREAM)
-    stream = connect().stream(ROUTE, payload(stream=True), cancellation)
+    stream = connect().stream(chat_request(payload(stream=True), stream=True), cancellation)
     cancellation.raise_("server_stop")
 
     with pytest.raises(UpstreamFailed) as caught:
@@ -608,7 +608,7 @@ def test_a_cancellation_after_the_answer_disturbs_nobody(far_end: Provider, conn
 def test_closing_a_stream_hangs_up_and_may_be_done_twice(far_end: Provider, connect: Connect) -> None:
     client = connect()
     far_end.script(Mode.HANG_MID_STREAM)
-    stream = client.stream(ROUTE, payload(stream=True), Cancellation())
+    stream = client.stream(chat_request(payload(stream=True), stream=True), Cancellation())
 
     stream.close()
     stream.close()
@@ -756,7 +756,7 @@ def test_a_request_is_not_sent_again_after_a_timeout(far_end: Provider, connect:
 def test_no_more_idle_connections_are_kept_than_the_setting_allows(far_end: Provider, connect: Connect) -> None:
     client = connect(connections_max=2)
     far_end.stream_chunks = 1
-    streams = [client.stream(ROUTE, payload(stream=True), Cancellation()) for _ in range(5)]
+    streams = [client.stream(chat_request(payload(stream=True), stream=True), Cancellation()) for _ in range(5)]
 
     for stream in streams:
         assert "".join(event.text for event in stream) == far_end.reply_text
@@ -774,10 +774,12 @@ def test_answers_of_concurrent_exchanges_are_never_mixed_up(far_end: Provider, c
             model = f"model-{number}-{round_}"
             if round_ % 5 == 4:
                 # a client that leaves in the midst of an answer
-                far = client.stream(Route("p", model), payload(stream=True, model=model), Cancellation())
+                far = client.stream(
+                    chat_request(payload(stream=True, model=model), stream=True, model=model), Cancellation()
+                )
                 far.close()
             body = payload(stream=False, model=model)
-            answered = client.complete(Route("p", model), body, Cancellation()).model
+            answered = client.complete(chat_request(body, model=model), Cancellation()).model
             if answered != model:
                 wrong.append(answered)
 
@@ -794,7 +796,7 @@ def test_answers_of_concurrent_exchanges_are_never_mixed_up(far_end: Provider, c
 
 def test_after_close_exchanges_still_work_and_nothing_stays_open(far_end: Provider, connect: Connect) -> None:
     client = connect()
-    running = client.stream(ROUTE, payload(stream=True), Cancellation())
+    running = client.stream(chat_request(payload(stream=True), stream=True), Cancellation())
 
     client.close()
 

@@ -20,17 +20,17 @@ import pytest
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import ClientGone, ProxyError, UpstreamFailed, UpstreamTimeout
 from secure_llm_proxy.settings import UpstreamSettings
-from secure_llm_proxy.upstream import OpenAiCompatibleProvider
-from secure_llm_proxy.vocabulary.chat import CompletionStream, Route, StreamEvent
+from secure_llm_proxy.upstream import Provider as ProviderClient
+from secure_llm_proxy.vocabulary.chat import CompletionStream, StreamEvent
 from tests.support.certificates import Certificate
+from tests.support.compatible_provider import chat_request, compatible_provider
 from tests.support.provider import Mode, Provider
 
 ROOT = Path(__file__).parents[2]
-ROUTE = Route(provider="openai_compatible", model="test-model")
 PLAIN = json.dumps({"model": "test-model", "messages": []}).encode()
 STREAMED = json.dumps({"model": "test-model", "messages": [], "stream": True}).encode()
 
-Connect = Callable[..., OpenAiCompatibleProvider]
+Connect = Callable[..., ProviderClient]
 
 # over TCP or TLS, as the test's parameter says
 TRANSPORTS = pytest.mark.parametrize("far_end", ["tcp", "tls"], indirect=True)
@@ -46,9 +46,9 @@ def far_end(certificate: Certificate, request: pytest.FixtureRequest) -> Iterato
 @pytest.fixture
 def connect(far_end: Provider, certificate: Certificate) -> Iterator[Connect]:
     """Makes the client under test; every patience is long unless a test says otherwise."""
-    made: list[OpenAiCompatibleProvider] = []
+    made: list[ProviderClient] = []
 
-    def make(**overrides: object) -> OpenAiCompatibleProvider:
+    def make(**overrides: object) -> ProviderClient:
         fields: dict[str, object] = {
             "api_url": far_end.base_url,
             "connect_timeout_s": 20.0,
@@ -60,7 +60,7 @@ def connect(far_end: Provider, certificate: Certificate) -> Iterator[Connect]:
         }
         if far_end.base_url.startswith("https"):
             fields["ca_file"] = certificate.authority
-        client = OpenAiCompatibleProvider(UpstreamSettings.model_validate(fields | overrides))
+        client = compatible_provider(UpstreamSettings.model_validate(fields | overrides))
         made.append(client)
         return client
 
@@ -75,8 +75,8 @@ def server_context(certificate: Certificate) -> ssl.SSLContext:
     return context
 
 
-def start(client: OpenAiCompatibleProvider, cancellation: Cancellation | None = None) -> CompletionStream:
-    return client.stream(ROUTE, STREAMED, cancellation or Cancellation())
+def start(client: ProviderClient, cancellation: Cancellation | None = None) -> CompletionStream:
+    return client.stream(chat_request(STREAMED, stream=True), cancellation or Cancellation())
 
 
 def pumped(stream: CompletionStream, *, pause_after: int | None = None) -> list[StreamEvent]:
@@ -141,7 +141,7 @@ def test_one_connection_carries_one_pumped_stream_after_the_other(far_end: Provi
         assert text_of(pumped(stream)) == far_end.reply_text
         assert client.idle_connections == 1
         stream.close()
-        client.complete(ROUTE, PLAIN, Cancellation())
+        client.complete(chat_request(PLAIN), Cancellation())
 
     assert far_end.connections == 1
 
@@ -392,7 +392,7 @@ def test_closing_a_stream_ends_its_pump(far_end: Provider, connect: Connect, clo
     assert not stream.pump(take)
     assert not stream.pump(take)
     assert client.trouble() is None
-    assert client.complete(ROUTE, PLAIN, Cancellation()).text
+    assert client.complete(chat_request(PLAIN), Cancellation()).text
 
 
 def test_no_event_is_given_after_the_taker_closed_the_stream(far_end: Provider, connect: Connect) -> None:
@@ -461,7 +461,7 @@ def test_an_end_behind_the_last_event_in_the_same_segment_counts_only_with_a_goo
         thread.start()
         url = f"https://localhost:{listener.getsockname()[1]}/v1"
         settings = UpstreamSettings(api_url=url, ca_file=certificate.authority, idle_timeout_s=15)
-        stream = start(OpenAiCompatibleProvider(settings))
+        stream = start(compatible_provider(settings))
         if goodbye:
             events, error = pumped(stream), None
         else:
@@ -489,7 +489,7 @@ def exchange(raw: socket.socket, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBI
 @TRANSPORTS
 def test_an_idle_connection_that_the_provider_closes_is_let_go_at_once(far_end: Provider, connect: Connect) -> None:
     client = connect()
-    client.complete(ROUTE, PLAIN, Cancellation())
+    client.complete(chat_request(PLAIN), Cancellation())
     kept = client.idle_connections
 
     far_end.hang_up()
@@ -503,7 +503,7 @@ def test_an_idle_connection_that_speaks_unasked_is_let_go_at_once(far_end: Provi
     client = connect()
     far_end.script(Mode.UNASKED_ANSWER, times=1)
 
-    client.complete(ROUTE, PLAIN, Cancellation())
+    client.complete(chat_request(PLAIN), Cancellation())
 
     assert comes(lambda: client.idle_connections == 0)
 
@@ -511,13 +511,13 @@ def test_an_idle_connection_that_speaks_unasked_is_let_go_at_once(far_end: Provi
 @TRANSPORTS
 def test_a_thread_is_never_given_a_connection_of_another_thread_s_loop(far_end: Provider, connect: Connect) -> None:
     client = connect()
-    client.complete(ROUTE, PLAIN, Cancellation())
-    thread = threading.Thread(target=client.complete, args=[ROUTE, PLAIN, Cancellation()])
+    client.complete(chat_request(PLAIN), Cancellation())
+    thread = threading.Thread(target=client.complete, args=[chat_request(PLAIN), Cancellation()])
     thread.start()
     thread.join(20)
 
     kept = client.idle_connections
-    client.complete(ROUTE, PLAIN, Cancellation())
+    client.complete(chat_request(PLAIN), Cancellation())
     of_main = [request.connection for request in far_end.chats]
     client.close()
 
@@ -537,7 +537,7 @@ def test_closing_the_client_hangs_up_what_another_thread_keeps_and_leaves_what_i
 
     def use() -> None:
         running = start(client, cancellation)
-        client.complete(ROUTE, PLAIN, Cancellation())
+        client.complete(chat_request(PLAIN), Cancellation())
         with contextlib.suppress(ClientGone):
             running.pump(lambda _: True)
 
@@ -572,8 +572,8 @@ import gevent
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import ProxyError
 from secure_llm_proxy.settings import UpstreamSettings
-from secure_llm_proxy.upstream import OpenAiCompatibleProvider
-from secure_llm_proxy.vocabulary.chat import Route
+from secure_llm_proxy.upstream import Provider as ProviderClient
+from tests.support.compatible_provider import chat_request, compatible_provider
 
 settings = json.loads(sys.argv[1])
 wrong = []
@@ -587,12 +587,12 @@ def exchange(client, number):
     body = {"model": model, "messages": []}
     form = number % 5
     if form == 0:
-        if client.complete(Route("p", model), json.dumps(body).encode(), cancellation).model != model:
+        if client.complete(chat_request(json.dumps(body).encode(), model=model), cancellation).model != model:
             wrong.append(model)
         return
     if form == 1 and number % 3 == 0:
         body["model"] = "invalid_json"
-    stream = client.stream(Route("p", model), json.dumps(body | {"stream": True}).encode(), cancellation)
+    stream = client.stream(chat_request(json.dumps(body | {"stream": True}).encode(), stream=True, model=model), cancellation)
     seen = []
     def take(event):
         seen.append(event.payload["model"])
@@ -616,11 +616,11 @@ def run(client, first):
             pass
 
 def all_exchanges():
-    client = OpenAiCompatibleProvider(UpstreamSettings.model_validate(settings))
+    client = compatible_provider(UpstreamSettings.model_validate(settings))
     gevent.joinall([gevent.spawn(run, client, first) for first in range(10)], timeout=50, raise_error=True)
     client.close()
 
-warm = OpenAiCompatibleProvider(UpstreamSettings.model_validate(settings))
+warm = compatible_provider(UpstreamSettings.model_validate(settings))
 exchange(warm, 0)
 warm.close()
 before = state()

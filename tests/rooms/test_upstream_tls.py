@@ -15,12 +15,11 @@ import pytest
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import ClientGone, ProxyError, UpstreamFailed, UpstreamTimeout
 from secure_llm_proxy.settings import UpstreamSettings
-from secure_llm_proxy.upstream import OpenAiCompatibleProvider
-from secure_llm_proxy.vocabulary.chat import Route
+from secure_llm_proxy.upstream import Provider as ProviderClient
 from tests.support.certificates import Certificate, make_certificate
+from tests.support.compatible_provider import chat_request, compatible_provider
 from tests.support.provider import Mode, Provider
 
-ROUTE = Route(provider="openai_compatible", model="test-model")
 PLAIN = json.dumps({"model": "test-model", "messages": []}).encode()
 STREAMED = json.dumps({"model": "test-model", "messages": [], "stream": True}).encode()
 
@@ -31,7 +30,7 @@ def server_context(certificate: Certificate) -> ssl.SSLContext:
     return context
 
 
-def client_of(url: str, **overrides: object) -> OpenAiCompatibleProvider:
+def client_of(url: str, **overrides: object) -> ProviderClient:
     fields: dict[str, object] = {
         "api_url": url,
         "connect_timeout_s": 20.0,
@@ -39,12 +38,12 @@ def client_of(url: str, **overrides: object) -> OpenAiCompatibleProvider:
         "idle_timeout_s": 20.0,
         "total_timeout_s": 40.0,
     }
-    return OpenAiCompatibleProvider(UpstreamSettings.model_validate(fields | overrides))
+    return compatible_provider(UpstreamSettings.model_validate(fields | overrides))
 
 
-def failure(client: OpenAiCompatibleProvider, payload: bytes = PLAIN) -> ProxyError:
+def failure(client: ProviderClient, payload: bytes = PLAIN) -> ProxyError:
     with pytest.raises(ProxyError) as caught:
-        client.complete(ROUTE, payload, Cancellation())
+        client.complete(chat_request(payload), Cancellation())
     assert "localhost" not in caught.value.public
     return caught.value
 
@@ -56,7 +55,7 @@ def far_end(certificate: Certificate) -> Iterator[Provider]:
 
 
 @pytest.fixture
-def client(far_end: Provider, certificate: Certificate) -> Iterator[OpenAiCompatibleProvider]:
+def client(far_end: Provider, certificate: Certificate) -> Iterator[ProviderClient]:
     trusting = client_of(far_end.base_url, ca_file=certificate.authority, idle_timeout_s=2.0)
     yield trusting
     trusting.close()
@@ -71,8 +70,8 @@ def test_exchanges_over_tls_share_one_connection(certificate: Certificate, versi
     with Provider(tls=context) as far_end:
         client = client_of(far_end.base_url, ca_file=certificate.authority)
         for _ in range(3):
-            assert client.complete(ROUTE, body, Cancellation()).text == far_end.reply_text
-            events = list(client.stream(ROUTE, STREAMED, Cancellation()))
+            assert client.complete(chat_request(body), Cancellation()).text == far_end.reply_text
+            events = list(client.stream(chat_request(STREAMED, stream=True), Cancellation()))
             assert "".join(event.text for event in events) == far_end.reply_text
         client.close()
 
@@ -80,10 +79,10 @@ def test_exchanges_over_tls_share_one_connection(certificate: Certificate, versi
         assert far_end.received[0].body == body
 
 
-def test_an_answer_of_many_records_is_read_whole(far_end: Provider, client: OpenAiCompatibleProvider) -> None:
+def test_an_answer_of_many_records_is_read_whole(far_end: Provider, client: ProviderClient) -> None:
     far_end.reply_text = "ä" * 300_000
 
-    assert client.complete(ROUTE, PLAIN, Cancellation()).text == far_end.reply_text
+    assert client.complete(chat_request(PLAIN), Cancellation()).text == far_end.reply_text
 
 
 def test_a_certificate_of_an_unknown_authority_is_refused_before_anything_is_sent(far_end: Provider) -> None:
@@ -110,7 +109,7 @@ def test_an_address_in_the_url_is_verified_too(certificate: Certificate, tmp_pat
         good_client = client_of(f"https://127.0.0.1:{good.port}/v1", ca_file=certificate.authority)
         bad_client = client_of(f"https://127.0.0.1:{bad.port}/v1", ca_file=other.authority)
 
-        assert good_client.complete(ROUTE, PLAIN, Cancellation()).text == good.reply_text
+        assert good_client.complete(chat_request(PLAIN), Cancellation()).text == good.reply_text
         assert "certificate not accepted" in (failure(bad_client).detail or "")
         good_client.close()
 
@@ -118,7 +117,7 @@ def test_an_address_in_the_url_is_verified_too(certificate: Certificate, tmp_pat
 def test_verification_is_off_only_when_the_setting_says_so(far_end: Provider) -> None:
     lax = client_of(far_end.base_url, ssl_verify=False)
 
-    assert lax.complete(ROUTE, PLAIN, Cancellation()).text == far_end.reply_text
+    assert lax.complete(chat_request(PLAIN), Cancellation()).text == far_end.reply_text
     lax.close()
 
 
@@ -152,7 +151,7 @@ def test_a_handshake_that_never_comes_ends_the_patience_for_connecting(certifica
     assert "connect" in (error.detail or "")
 
 
-def test_a_body_until_close_needs_the_goodbye_of_tls(far_end: Provider, client: OpenAiCompatibleProvider) -> None:
+def test_a_body_until_close_needs_the_goodbye_of_tls(far_end: Provider, client: ProviderClient) -> None:
     """Without close_notify anybody on the line could end an answer where they like."""
     far_end.script(Mode.UNTIL_CLOSE)
 
@@ -177,25 +176,25 @@ def test_a_body_until_close_is_read_when_tls_says_goodbye(certificate: Certifica
         thread = threading.Thread(target=answer)
         thread.start()
         url = f"https://localhost:{listener.getsockname()[1]}/v1"
-        completion = client_of(url, ca_file=certificate.authority).complete(ROUTE, PLAIN, Cancellation())
+        completion = client_of(url, ca_file=certificate.authority).complete(chat_request(PLAIN), Cancellation())
         thread.join(20)
 
     assert completion.text == "bye"
 
 
-def test_a_reset_in_the_midst_of_a_stream_is_a_failure(far_end: Provider, client: OpenAiCompatibleProvider) -> None:
+def test_a_reset_in_the_midst_of_a_stream_is_a_failure(far_end: Provider, client: ProviderClient) -> None:
     far_end.script(Mode.RESET_AT_BYTE, at_byte=400)
 
     with pytest.raises(UpstreamFailed):
-        list(client.stream(ROUTE, STREAMED, Cancellation()))
+        list(client.stream(chat_request(STREAMED, stream=True), Cancellation()))
 
     assert client.idle_connections == 0
 
 
-def test_a_client_that_leaves_ends_the_provider_s_work(far_end: Provider, client: OpenAiCompatibleProvider) -> None:
+def test_a_client_that_leaves_ends_the_provider_s_work(far_end: Provider, client: ProviderClient) -> None:
     far_end.script(Mode.HANG_MID_STREAM)
     cancellation = Cancellation()
-    stream = client.stream(ROUTE, STREAMED, cancellation)
+    stream = client.stream(chat_request(STREAMED, stream=True), cancellation)
     timer = threading.Timer(0.1, cancellation.raise_, ["client_gone"])
     timer.start()
 
@@ -231,7 +230,7 @@ def test_a_second_answer_that_waits_in_the_same_segment_is_never_taken_for_the_n
         thread = threading.Thread(target=serve)
         thread.start()
         client = client_of(f"https://localhost:{listener.getsockname()[1]}/v1", ca_file=certificate.authority)
-        texts = [client.complete(ROUTE, PLAIN, Cancellation()).text for _ in range(2)]
+        texts = [client.complete(chat_request(PLAIN), Cancellation()).text for _ in range(2)]
         client.close()
         thread.join(20)
 

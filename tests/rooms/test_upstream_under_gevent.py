@@ -23,11 +23,11 @@ import gevent
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import ProxyError
 from secure_llm_proxy.settings import UpstreamSettings
-from secure_llm_proxy.upstream import OpenAiCompatibleProvider
-from secure_llm_proxy.vocabulary.chat import Route
+from secure_llm_proxy.upstream import Provider as ProviderClient
+from tests.support.compatible_provider import chat_request, compatible_provider
 
 settings, commands = json.loads(sys.argv[1])
-client = OpenAiCompatibleProvider(UpstreamSettings.model_validate(settings))
+client = compatible_provider(UpstreamSettings.model_validate(settings))
 
 def run(number, mode, streamed, leave_after_s):
     cancellation = Cancellation()
@@ -40,9 +40,9 @@ def run(number, mode, streamed, leave_after_s):
     payload = json.dumps(body).encode()
     try:
         if not streamed:
-            completion = client.complete(Route("p", marker), payload, cancellation)
+            completion = client.complete(chat_request(payload, model=marker), cancellation)
             return [completion.model == marker, completion.text]
-        stream = client.stream(Route("p", marker), payload, cancellation)
+        stream = client.stream(chat_request(payload, stream=True, model=marker), cancellation)
         try:
             events = list(stream)
         finally:

@@ -22,7 +22,7 @@ from secure_llm_proxy.admission.rules import NoViolations
 from secure_llm_proxy.audit.journal import _frames_of
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.clock import SystemClock
-from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, ProxyError, Unavailable
+from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, FailureKind, ProxyError, Unavailable
 from secure_llm_proxy.foundation.identifiers import new_exchange_id
 from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
 from secure_llm_proxy.gateway import House
@@ -30,13 +30,26 @@ from secure_llm_proxy.routing import ModelDirectory
 from secure_llm_proxy.settings import AdmissionSettings, Settings, ThrottlingSettings, UpstreamSettings
 from secure_llm_proxy.telemetry import ExchangeFacts, Metrics, render_metrics
 from secure_llm_proxy.throttling import Hold, ProcessThrottle
+from secure_llm_proxy.upstream.formats.openai_chat import OpenAiChat
 from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.caller import SCOPE_CHAT, SCOPE_MODELS, Caller, RateClass
-from secure_llm_proxy.vocabulary.chat import Completion, CompletionStream, Route, StreamEvent, Usage
+from secure_llm_proxy.vocabulary.chat import (
+    Attempt,
+    ChatRequest,
+    Completion,
+    CompletionStream,
+    Failure,
+    Route,
+    StreamEvent,
+    Target,
+    UpstreamRequest,
+    Usage,
+)
 from secure_llm_proxy.vocabulary.decisions import Verdict
 from secure_llm_proxy.vocabulary.events import AuditType
-from secure_llm_proxy.vocabulary.inbound import Inbound
+from secure_llm_proxy.vocabulary.inbound import Headers, Inbound, Tags
 from secure_llm_proxy.vocabulary.leaks import LeakedKey
+from secure_llm_proxy.vocabulary.providers import provider_kinds
 from secure_llm_proxy.web.chat.views import make_chat_door
 from secure_llm_proxy.web.hooks import install_hooks
 from secure_llm_proxy.web.house import WebHouse, attach
@@ -183,20 +196,26 @@ class ScriptedUpstream:
     def __init__(self, effects: list[str]) -> None:
         self.answer: Completion | BaseException = completion_of()
         self.script: Sequence[StreamEvent | BaseException] | BaseException = (event_of("Hel"), event_of("lo."))
-        self.received: list[tuple[Route, bytes]] = []
+        self.received: list[UpstreamRequest] = []
         self.streams: list[ScriptedStream] = []
         self._effects = effects
 
-    def complete(self, route: Route, payload: bytes, cancellation: Cancellation) -> Completion:
+    def write(self, target: Target, request: ChatRequest, headers: Headers) -> UpstreamRequest:
+        written = OpenAiChat().adapt(
+            request.payload, target.model, provider_kinds()["openai_compatible"], stream=request.stream, ask_usage=False
+        )
+        return UpstreamRequest(target, request.format, orjson.dumps(written.payload), request.stream)
+
+    def complete(self, request: UpstreamRequest, cancellation: Cancellation) -> Completion:
         self._effects.append("complete")
-        self.received.append((route, payload))
+        self.received.append(request)
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
-    def stream(self, route: Route, payload: bytes, cancellation: Cancellation) -> CompletionStream:
+    def stream(self, request: UpstreamRequest, cancellation: Cancellation) -> CompletionStream:
         self._effects.append("stream")
-        self.received.append((route, payload))
+        self.received.append(request)
         if isinstance(self.script, BaseException):
             raise self.script
         self.streams.append(ScriptedStream(self.script, self._effects))
@@ -204,7 +223,7 @@ class ScriptedUpstream:
 
     @property
     def payloads(self) -> list[JsonObject]:
-        return [orjson.loads(payload) for _, payload in self.received]
+        return [orjson.loads(request.body) for request in self.received]
 
 
 class KeyTable:
@@ -301,9 +320,24 @@ class WatchedRouting:
         self.directory = directory
         self._effects = effects
 
-    def plan(self, model: str | None) -> Route:
+    def plan(self, request: ChatRequest, tags: Tags) -> Route:
         self._effects.append("plan")
-        return self.directory.plan(model)
+        return self.directory.plan(request, tags)
+
+    def next_attempt(self, route: Route, failures: Sequence[Failure]) -> Attempt | None:
+        return self.directory.next_attempt(route, failures)
+
+    def began(self, target: Target) -> None:
+        self.directory.began(target)
+
+    def ended(self, target: Target) -> None:
+        self.directory.ended(target)
+
+    def answered(self, target: Target) -> None:
+        self.directory.answered(target)
+
+    def failed(self, target: Target, kind: FailureKind) -> None:
+        self.directory.failed(target, kind)
 
     def listed(self) -> tuple[str, ...]:
         self._effects.append("list")

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from operator import attrgetter
 
 from secure_llm_proxy.foundation.errors import ProxyError
 from secure_llm_proxy.gateway import Reply, chat, list_models
-from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent
+from secure_llm_proxy.vocabulary.chat import Completion
 from secure_llm_proxy.web.answers import Answer, answer_chat, answer_json, ask_corridor, refused
 from secure_llm_proxy.web.arrival import Arrival
+from secure_llm_proxy.web.errors import error_body
+from secure_llm_proxy.web.generation import PassedOn, StreamWriter
 from secure_llm_proxy.web.headers import reply_headers
 from secure_llm_proxy.web.openai.wire import read_chat_completion
 
-_data: Callable[[StreamEvent], bytes] = attrgetter("data")
+
+class ChatFormat:
+    """Chat completions: what came in this format leaves as it came."""
+
+    def whole(self, completion: Completion, reply: Reply) -> object:
+        del reply
+        return completion.payload
+
+    def stream(self, reply: Reply, *, translated: bool) -> StreamWriter:
+        del reply, translated
+        return PassedOn()
+
+    def error_body(self, error: ProxyError) -> bytes:
+        return error_body(error)
+
+
+_CHAT = ChatFormat()
 
 
 def create_chat_completion(arrival: Arrival) -> Answer:
@@ -22,7 +38,7 @@ def create_chat_completion(arrival: Arrival) -> Answer:
     # Bound by partial, whose calls make no Python frame.
     read = partial(read_chat_completion, messages_max=web.settings.limits.messages_max)
     ask = partial(chat, web.house, read_request=read)
-    return answer_chat(arrival, "/v1/chat/completions", ask, present=_payload, present_event=_data)
+    return answer_chat(arrival, "/v1/chat/completions", ask, _CHAT)
 
 
 def answer_models(arrival: Arrival, wanted: str | None = None) -> Answer:
@@ -38,7 +54,3 @@ def answer_models(arrival: Arrival, wanted: str | None = None) -> Answer:
     # OpenAI's `created` is the model's age, which a name alone does not tell: 0 is the honest value of a required field.
     models = [{"id": name, "object": "model", "created": 0, "owned_by": "secure-llm-proxy"} for name in reply.outcome]
     return answer_json({"object": "list", "data": models} if wanted is None else models[0], headers)
-
-
-def _payload(completion: Completion, _reply: Reply) -> object:
-    return completion.payload

@@ -31,9 +31,10 @@ CALLS = {
     "throttle": {"throttle"},
     "read": {"read"},
     "plan the route": {"plan_route"},
+    "write for the provider": {"write"},
     "list": {"listed"},
     "audit the intent": {"audit_intent"},
-    "forward": {"_forward", "_forward_stream"},
+    "forward": {"ask_providers"},
     "close once": {"close_completed", "finish"},
 }
 
@@ -196,7 +197,7 @@ def test_what_is_sent_is_the_request_written_anew_with_every_unknown_parameter()
             "stream": False,
         }
     ]
-    assert b" " not in small.upstream.received[0][1]
+    assert b" " not in small.upstream.received[0].body
 
 
 def test_what_is_recorded_is_byte_for_byte_what_is_sent() -> None:
@@ -205,7 +206,7 @@ def test_what_is_recorded_is_byte_for_byte_what_is_sent() -> None:
     chat_face(small.house, make_inbound({"messages": [{"role": "user", "content": "äöü 😀"}], "model": "large"}), READ)
 
     (start,) = small.journal.of(AuditType.LLM_START)
-    payload = small.upstream.received[0][1]
+    payload = small.upstream.received[0].body
     assert start.body.startswith(b'{"request":' + payload + b',"from":')
     assert start.clear["n_in"] == len(payload)
     assert start.event is EventName.CHAT_REQUEST

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from secure_llm_proxy.gateway.streaming import _carries_more_than_text
-from secure_llm_proxy.upstream.openai_format import read_stream_event
+from secure_llm_proxy.upstream.formats.openai_chat import read_stream_event
 
 DELTAS: list[object] = [
     {"content": "x"},

@@ -18,11 +18,21 @@ from secure_llm_proxy.foundation.errors import (
 )
 from secure_llm_proxy.gateway import RelayedStream, Watch, chat
 from secure_llm_proxy.vocabulary.caller import KIND_SESSION, Caller
-from secure_llm_proxy.vocabulary.chat import Completion, Route, StreamEvent
+from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent, UpstreamRequest
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from secure_llm_proxy.vocabulary.inbound import Inbound
 from secure_llm_proxy.web.openai.wire import read_chat_completion
-from tests.support.house import KEY, SmallHouse, code_of, completion_of, event_of, make_caller, make_house, make_inbound
+from tests.support.house import (
+    KEY,
+    ScriptedUpstream,
+    SmallHouse,
+    code_of,
+    completion_of,
+    event_of,
+    make_caller,
+    make_house,
+    make_inbound,
+)
 
 READ = partial(read_chat_completion, messages_max=512)
 STREAMED = {"messages": [{"role": "user", "content": "x"}], "stream": True}
@@ -49,13 +59,14 @@ class Judge:
         return {kid: error for kid, error in self.told.items() if kid in kids}
 
 
-class Interruptible:
+class Interruptible(ScriptedUpstream):
     """An upstream whose waits the cancellation ends, as the real one's; `meanwhile` is what happens while it waits."""
 
     def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__([])
         self._meanwhile = meanwhile
 
-    def complete(self, route: Route, payload: bytes, cancellation: Cancellation) -> Completion:
+    def complete(self, request: UpstreamRequest, cancellation: Cancellation) -> Completion:
         self._meanwhile()
         if cancellation.raised:
             raise UpstreamFailed("The proxy stopped this request.", detail=f"cancelled: {cancellation.reason}")

@@ -16,7 +16,12 @@ from secure_llm_proxy.foundation.errors import (
 )
 from secure_llm_proxy.routing import ModelDirectory
 from secure_llm_proxy.settings import UpstreamSettings
+from secure_llm_proxy.vocabulary.chat import ChatRequest
 from tests.support.house import LogCapture, ManualClock
+
+
+def asking(model: str | None) -> ChatRequest:
+    return ChatRequest(model, stream=False, payload={})
 
 
 class Provider:
@@ -46,8 +51,8 @@ def test_the_operators_list_is_the_list_and_the_provider_is_never_asked() -> Non
     models = directory(provider, ManualClock(), models=("small", "large"))
 
     assert models.listed() == ("small", "large")
-    assert models.plan("large").model == "large"
-    assert models.plan("large").provider == "the-provider"
+    assert models.plan(asking("large"), ()).model == "large"
+    assert models.plan(asking("large"), ()).targets[0].provider == "the-provider"
     assert provider.asked == 0
 
 
@@ -58,7 +63,7 @@ def test_the_providers_list_is_asked_once_and_kept_for_its_time() -> None:
     for _ in range(5):
         assert models.listed() == ("a", "b")
     clock.advance(299.9)
-    models.plan("a")
+    models.plan(asking("a"), ())
     assert provider.asked == 1
 
     provider.models = ("c",)
@@ -78,7 +83,7 @@ def test_a_provider_that_fails_leaves_the_last_list_in_force(error: ProxyError) 
     clock.advance(301)
 
     assert models.listed() == ("a",)
-    assert models.plan("a").model == "a"
+    assert models.plan(asking("a"), ()).model == "a"
 
 
 def test_a_failing_provider_is_asked_again_after_a_pause_and_not_by_every_request() -> None:
@@ -115,7 +120,7 @@ def test_without_any_list_the_answer_is_503_with_the_advice_for_the_operator() -
     provider.error = UpstreamFailed("the provider's host is llm.internal")
     models = directory(provider, clock)
 
-    for ask in (models.listed, lambda: models.plan("a"), lambda: models.plan(None)):
+    for ask in (models.listed, lambda: models.plan(asking("a"), ()), lambda: models.plan(asking(None), ())):
         with pytest.raises(Unavailable) as refused:
             ask()
         assert refused.value.code is ErrorCode.MODELS_UNAVAILABLE
@@ -141,14 +146,14 @@ def test_a_failure_is_logged_by_its_code_and_not_by_its_words() -> None:
 def test_a_request_that_names_no_model_gets_the_default_else_the_first() -> None:
     clock = ManualClock()
 
-    assert directory(Provider("a", "b"), clock).plan(None).model == "a"
-    assert directory(Provider("a", "b"), clock, default="b").plan(None).model == "b"
+    assert directory(Provider("a", "b"), clock).plan(asking(None), ()).model == "a"
+    assert directory(Provider("a", "b"), clock, default="b").plan(asking(None), ()).model == "b"
 
 
 @pytest.mark.parametrize("model", ["unknown", "", "A", "a ", " a", "a\n", "a/../b", "a\x00"])
 def test_an_unknown_model_is_404_in_openais_words(model: str) -> None:
     with pytest.raises(NotFound) as refused:
-        directory(Provider("a"), ManualClock()).plan(model)
+        directory(Provider("a"), ManualClock()).plan(asking(model), ())
 
     assert (refused.value.status, refused.value.code, refused.value.param) == (404, ErrorCode.MODEL_NOT_FOUND, "model")
     assert "does not exist or you do not have access to it" in refused.value.public
@@ -160,7 +165,7 @@ def test_an_unknown_model_is_404_in_openais_words(model: str) -> None:
 )  # fmt: skip
 def test_a_hostile_name_is_not_echoed_raw(model: str) -> None:
     with pytest.raises(NotFound) as refused:
-        directory(Provider("a"), ManualClock()).plan(model)
+        directory(Provider("a"), ManualClock()).plan(asking(model), ())
 
     assert refused.value.public.isprintable()
     assert refused.value.public.isascii()
@@ -169,7 +174,7 @@ def test_a_hostile_name_is_not_echoed_raw(model: str) -> None:
 
 def test_a_default_that_is_not_on_offer_is_refused_and_not_sent() -> None:
     with pytest.raises(NotFound):
-        directory(Provider("a"), ManualClock(), default="gone").plan(None)
+        directory(Provider("a"), ManualClock(), default="gone").plan(asking(None), ())
 
 
 def test_many_requests_at_once_ask_the_provider_once() -> None:

@@ -38,7 +38,7 @@ def test_a_message_is_shown_without_key_host_and_control_characters(
 
 
 def test_a_host_that_is_a_common_word_is_removed_as_a_whole_word_only() -> None:
-    scrubber = Scrubber(parse_endpoint("http://llm:8000/v1"), None)
+    scrubber = Scrubber(parse_endpoint("http://llm:8000/v1"))
 
     assert scrubber.message("llm:8000 says: llms and my-llm-2 are not llm") == (
         "[removed] says: llms and my-llm-2 are not [removed]"

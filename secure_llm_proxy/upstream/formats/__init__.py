@@ -1,0 +1,25 @@
+"""The wire formats of providers, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from secure_llm_proxy.upstream.formats.face import ProviderFormat
+from secure_llm_proxy.upstream.formats.openai_chat import OpenAiChat
+from secure_llm_proxy.vocabulary.wire_formats import Operation, WireFormat
+
+_ALL: tuple[ProviderFormat, ...] = (OpenAiChat(),)
+
+FORMATS: Mapping[WireFormat, ProviderFormat] = {format_.format: format_ for format_ in _ALL}
+
+# Which of a provider's formats is written to when the client's own is not among them: the one that can say most first.
+PREFERRED: Mapping[Operation, tuple[WireFormat, ...]] = {
+    Operation.GENERATE: (
+        WireFormat.ANTHROPIC_MESSAGES,
+        WireFormat.OPENAI_CHAT,
+        WireFormat.GEMINI_GENERATE,
+        WireFormat.COHERE_CHAT,
+    ),
+    Operation.EMBED: (WireFormat.OPENAI_EMBEDDINGS, WireFormat.GEMINI_EMBED, WireFormat.COHERE_EMBED),
+    Operation.COUNT_TOKENS: (WireFormat.ANTHROPIC_COUNT_TOKENS, WireFormat.GEMINI_COUNT_TOKENS),
+}

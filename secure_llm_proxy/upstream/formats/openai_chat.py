@@ -1,0 +1,251 @@
+"""OpenAI's chat completions, read strictly: answers, stream events, errors. Pure: no socket here.
+
+Source: OpenAI API reference, chat completions and errors, 2026-11.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from secure_llm_proxy.foundation import strict_json
+from secure_llm_proxy.foundation.errors import FailureKind, InvalidRequest, UpstreamFailed
+from secure_llm_proxy.upstream.formats.face import (
+    REPORTED_ERROR,
+    ReportedError,
+    Written,
+    read_object,
+    unreadable,
+    unsupported,
+)
+from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent, Usage
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
+
+if TYPE_CHECKING:
+    from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
+    from secure_llm_proxy.upstream.server_sent_events import ServerSentEvent
+    from secure_llm_proxy.vocabulary.conversation import Neutral
+    from secure_llm_proxy.vocabulary.providers import ProviderKind
+
+DONE = b"[DONE]"
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_CONTEXT_LENGTH_CODES = frozenset({"context_length_exceeded", "string_above_max_length", "max_tokens_exceeded"})
+_CONTENT_POLICY_CODES = frozenset({"content_filter", "content_policy_violation"})
+
+
+class OpenAiChat:
+    """Chat completions as OpenAI defines them and most others copy them."""
+
+    format = WireFormat.OPENAI_CHAT
+
+    def adapt(self, payload: JsonObject, model: str, kind: ProviderKind, *, stream: bool, ask_usage: bool) -> Written:
+        if not stream:
+            return Written({**payload, "model": model, "stream": False})
+        options = payload.get("stream_options")
+        if not ask_usage or kind.usage != "asked":
+            return Written({**payload, "model": model, "stream": True})
+        shown = isinstance(options, dict) and options.get("include_usage") is True
+        if not shown:
+            options = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+        return Written({**payload, "model": model, "stream": True, "stream_options": options}, shows_usage=shown)
+
+    def write(self, neutral: Neutral, model: str, kind: ProviderKind, *, ask_usage: bool) -> Written:
+        del neutral, model, kind, ask_usage
+        raise unsupported("model", "it speaks another wire format than this endpoint.")
+
+    def read(self, body: bytes, *, model: str, translated: bool) -> Completion:
+        del translated
+        return read_completion(body, model=model)
+
+    def stream(self, *, translated: bool, shows_usage: bool) -> OpenAiChatStream:
+        return OpenAiChatStream(translated=translated, shows_usage=shows_usage)
+
+    def read_error(self, payload: JsonObject) -> ReportedError:
+        error = payload.get("error")
+        if isinstance(error, str):
+            return ReportedError(error)
+        if not isinstance(error, dict):
+            return ReportedError()
+        code = error.get("code")
+        kind = None
+        if isinstance(code, str):
+            if code in _CONTEXT_LENGTH_CODES:
+                kind = FailureKind.CONTEXT_LENGTH
+            elif code in _CONTENT_POLICY_CODES:
+                kind = FailureKind.CONTENT_POLICY
+            elif code == "insufficient_quota":
+                kind = FailureKind.CREDENTIALS
+        return ReportedError(error.get("message"), error.get("param"), kind)
+
+
+class OpenAiChatStream:
+    """The events of one stream."""
+
+    __slots__ = ("_shows_usage", "_translated", "done", "finished")
+
+    def __init__(self, *, translated: bool, shows_usage: bool) -> None:
+        self._translated = translated
+        self._shows_usage = shows_usage
+        self.finished = False
+        self.done = False
+
+    def read(self, sent: ServerSentEvent) -> StreamEvent | None:
+        data = sent.data.strip()
+        if data == DONE:
+            self.done = self.finished = True
+            return None
+        if sent.name == b"error":
+            raise UpstreamFailed(
+                REPORTED_ERROR, failure=FailureKind.OVERLOADED, detail="an event named error in the stream"
+            )
+        return self.read_object(data) if data else None
+
+    def read_object(self, data: bytes) -> StreamEvent | None:
+        event, finished = read_stream_event(data)
+        if finished:
+            self.finished = True
+        if event.usage is not None and not self._shows_usage:
+            return _without_usage(event)
+        return event
+
+
+def _without_usage(event: StreamEvent) -> StreamEvent:
+    """The client has not asked for it: the event that carries nothing else is for us alone, of others only the usage is."""
+    payload = event.payload
+    if not payload.get("choices"):
+        return event._replace(data=b"")
+    shown = {name: value for name, value in payload.items() if name != "usage"}
+    return event._replace(data=strict_json.dumps(shown), payload=shown)
+
+
+def read_completion(body: bytes, *, model: str) -> Completion:
+    """Return the whole answer. `model` stands in when the answer names none. Raises `UpstreamFailed`."""
+    payload = read_object(body)
+    if payload.get("error"):
+        raise UpstreamFailed(
+            REPORTED_ERROR,
+            failure=FailureKind.OVERLOADED,
+            detail=f"error object in a 200 answer: {_error_name(payload)}",
+        )
+    text = _only_text(payload)
+    if text is None:
+        choices = _choices(payload)
+        if choices is None:
+            raise unreadable("the answer has no choices")
+        text = "\n".join([said for choice in choices if (said := _text_of(choice.get("message"))) is not None])
+    named = payload.get("model")
+    return Completion(payload, text, _usage(payload) or Usage(), named if type(named) is str and named else model)
+
+
+def read_stream_event(data: bytes) -> tuple[StreamEvent, bool]:
+    """Return the event and whether one of its choices is finished. Raises `UpstreamFailed`, also for an error event."""
+    try:
+        payload = strict_json.loads_object(data)
+    except InvalidRequest as error:
+        raise unreadable(f"JSON: {error.code}") from None
+    if payload.get("error"):
+        raise UpstreamFailed(
+            REPORTED_ERROR, failure=FailureKind.OVERLOADED, detail=f"error event in the stream: {_error_name(payload)}"
+        )
+    text, finished = "", False
+    choices = payload.get("choices")
+    if type(choices) is list and len(choices) == 1 and type(choice := choices[0]) is dict:
+        delta = choice.get("delta")
+        if type(delta) is dict and len(delta) == 1 and type(content := delta.get("content")) is str:
+            # the usual event: one choice that adds text and nothing else
+            written = data if b"\n" not in data else strict_json.dumps(payload)
+            usage = _usage(payload) if "usage" in payload else None
+            return StreamEvent(written, payload, content, usage, True), choice.get("finish_reason") is not None
+    if choices is not None:
+        if not isinstance(choices, list):
+            raise unreadable("choices is not a list")
+        for choice in choices:
+            if not isinstance(choice, dict):
+                raise unreadable("a choice is not an object")
+            text += _text_of(choice.get("delta")) or ""
+            if choice.get("finish_reason") is not None:
+                finished = True
+    # data lines were joined by LF, which would end the line when the event is written again
+    written = strict_json.dumps(payload) if b"\n" in data else data
+    return StreamEvent(written, payload, text, _usage(payload)), finished
+
+
+def _only_text(payload: JsonObject) -> str | None:
+    """The text of the usual answer: one choice, whose message has a string for content. None for any other."""
+    choices = payload.get("choices")
+    if type(choices) is list and len(choices) == 1 and type(choice := choices[0]) is dict:
+        message = choice.get("message")
+        if type(message) is dict and type(content := message.get("content")) is str:
+            return content
+    return None
+
+
+def _choices(payload: JsonObject) -> list[JsonObject] | None:
+    """Return the choices, None when there is no such key. What can't be inspected is not passed on, hence an error
+    for any other shape.
+    """
+    value = payload.get("choices")
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise unreadable("choices is not a list")
+    choices: list[JsonObject] = []
+    for choice in value:
+        if not isinstance(choice, dict):
+            raise unreadable("a choice is not an object")
+        choices.append(choice)
+    return choices
+
+
+def _text_of(message: JsonValue) -> str | None:
+    """The visible text of a message or delta: a string, or content parts of type text (some providers stream those)."""
+    if not isinstance(message, dict):
+        if message is None:
+            return None
+        raise unreadable("a message is not an object")
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return None
+
+
+def _usage(payload: JsonObject) -> Usage | None:
+    value = payload.get("usage")
+    if not isinstance(value, dict):
+        return None
+    return Usage(
+        _count(value, "prompt_tokens"),
+        _count(value, "completion_tokens"),
+        _count(value, "total_tokens"),
+        _detail(value, "prompt_tokens_details", "cached_tokens"),
+        None,
+        _detail(value, "completion_tokens_details", "reasoning_tokens"),
+    )
+
+
+def _count(usage: JsonObject, name: str) -> int | None:
+    # by the exact type: True is an int to Python, and no number of tokens to anybody
+    value = usage.get(name)
+    return value if type(value) is int and value >= 0 else None
+
+
+def _detail(usage: JsonObject, group: str, name: str) -> int | None:
+    if group not in usage:
+        return None
+    details = usage[group]
+    return _count(details, name) if isinstance(details, dict) else None
+
+
+def _error_name(payload: JsonObject) -> str:
+    """The error's code or type for the operator's log; never its message, which may quote the prompt."""
+    error = payload.get("error")
+    if isinstance(error, dict):
+        for name in ("code", "type"):
+            value = error.get(name)
+            if isinstance(value, str) and _IDENTIFIER.fullmatch(value):
+                return value
+    return "unnamed"

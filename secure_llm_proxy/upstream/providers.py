@@ -1,0 +1,131 @@
+"""All configured providers, and the writing of requests for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from secure_llm_proxy.foundation import strict_json
+from secure_llm_proxy.foundation.clock import Clock, SystemClock
+from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest, Unavailable
+from secure_llm_proxy.upstream.formats import FORMATS
+from secure_llm_proxy.upstream.provider import Provider
+from secure_llm_proxy.vocabulary.chat import UpstreamRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from secure_llm_proxy.foundation.cancellation import Cancellation
+    from secure_llm_proxy.settings import UpstreamSettings
+    from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion, CompletionStream, Target
+    from secure_llm_proxy.vocabulary.providers import ProviderDefinition
+
+
+class Providers:
+    """The providers of the definitions that were given last. One worker's; any greenlet may use it."""
+
+    def __init__(
+        self, settings: UpstreamSettings, definitions: Iterable[ProviderDefinition] = (), *, clock: Clock | None = None
+    ) -> None:
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._providers: dict[str, Provider] = {}
+        self.configure(definitions)
+
+    def configure(self, definitions: Iterable[ProviderDefinition]) -> None:
+        """Take these from now on. One whose definition did not change keeps its connections; exchanges that run with one
+        that is gone end undisturbed. Raises `OperatorError`, and then nothing has changed.
+        """
+        before = self._providers
+        made: dict[str, Provider] = {}
+        for definition in definitions:
+            known = before.get(definition.name)
+            same = known is not None and known.definition == definition
+            made[definition.name] = known if same and known else Provider(definition, self._settings, clock=self._clock)
+        self._providers = made
+        for name, provider in before.items():
+            if made.get(name) is not provider:
+                provider.close()
+
+    @property
+    def all(self) -> Mapping[str, Provider]:
+        return self._providers
+
+    def can_answer(self, target: Target, request: ChatRequest) -> bool:
+        """True when this provider speaks a format into which the request can be put."""
+        provider = self._providers.get(target.provider)
+        return provider is not None and provider.format_for(request.format) is not None
+
+    def write(self, target: Target, request: ChatRequest, headers: tuple[tuple[str, str], ...] = ()) -> UpstreamRequest:
+        """The request as `target` will get it, to the byte. `headers` are the client's own that may be of use to it.
+
+        Raises `InvalidRequest` for what can't be said to this provider, `Unavailable` when it is not configured any more.
+        """
+        provider = self._of(target)
+        kind, ask_usage = provider.kind, provider.definition.usage_in_streams
+        known = provider.format_for(request.format)
+        if known is None:
+            raise InvalidRequest(
+                "The provider behind this model offers nothing of this kind.",
+                code=ErrorCode.UNSUPPORTED_PARAMETER,
+                param="model",
+            )
+        wire_format = FORMATS[known]
+        translated = known is not request.format
+        if not translated:
+            written = wire_format.adapt(request.payload, target.model, kind, stream=request.stream, ask_usage=ask_usage)
+        else:
+            if request.read is None:
+                raise AssertionError("the door has no reading of its format")
+            written = wire_format.write(request.read(request.payload), target.model, kind, ask_usage=ask_usage)
+        body = strict_json.dumps(written.payload)
+        return UpstreamRequest(
+            target,
+            known,
+            body,
+            request.stream,
+            translated,
+            written.dropped,
+            written.shows_usage,
+            tuple((name, value) for name, value in headers if name in kind.passes) if headers else (),
+        )
+
+    def complete(self, request: UpstreamRequest, cancellation: Cancellation) -> Completion:
+        """See `Provider.complete`."""
+        return self._of(request.target).complete(request, cancellation)
+
+    def stream(self, request: UpstreamRequest, cancellation: Cancellation) -> CompletionStream:
+        """See `Provider.stream`."""
+        return self._of(request.target).stream(request, cancellation)
+
+    def list_models(self, name: str, cancellation: Cancellation) -> tuple[str, ...]:
+        """The models of the provider `name`. Raises `UpstreamFailed`, or `Unavailable` when it is not configured."""
+        return self._named(name).list_models(cancellation)
+
+    def troubles(self) -> dict[str, str]:
+        """A sentence for each provider that is in trouble."""
+        return {name: told for name, provider in self._providers.items() if (told := provider.trouble())}
+
+    def trouble(self) -> str | None:
+        """One sentence for all of them; None when all is well."""
+        troubles = self.troubles()
+        if len(self._providers) == 1:
+            return next(iter(troubles.values()), None)
+        return " ".join(f"{name}: {told}" for name, told in troubles.items()) or None
+
+    def close(self) -> None:
+        for provider in self._providers.values():
+            provider.close()
+
+    def _of(self, target: Target) -> Provider:
+        return self._named(target.provider)
+
+    def _named(self, name: str) -> Provider:
+        try:
+            return self._providers[name]
+        except KeyError:
+            raise Unavailable(
+                "The provider of this model is not configured any more.",
+                code=ErrorCode.PROVIDER_UNAVAILABLE,
+                detail=f"no provider {name}",
+                retry_after_s=1,
+            ) from None

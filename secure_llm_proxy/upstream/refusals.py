@@ -1,0 +1,95 @@
+"""What a provider says when it does not answer with 200: the error that the client is told, and what may be tried instead."""
+
+from __future__ import annotations
+
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+from secure_llm_proxy.foundation import strict_json
+from secure_llm_proxy.foundation.errors import (
+    ErrorCode,
+    FailureKind,
+    InvalidRequest,
+    ProxyError,
+    UpstreamFailed,
+    UpstreamRefused,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from secure_llm_proxy.foundation.strict_json import JsonObject
+    from secure_llm_proxy.upstream.formats.face import ProviderFormat
+    from secure_llm_proxy.upstream.http1 import AnswerHead
+    from secure_llm_proxy.upstream.wording import Scrubber
+
+REFUSED_CREDENTIALS = "The provider refused the proxy's credentials."
+BUSY = "The provider limits the rate of the proxy's requests. Try again later."
+REFUSED = "The provider refused the request."
+FAILED = "The provider failed to answer the request."
+
+_RETRY_AFTER_S_MAX = 3_600
+_PASSED_ON = frozenset({400, 404, 409, 413, 422})
+# 529 is Anthropic's "overloaded".
+_SAYS_WHEN = frozenset({503, 529})
+
+
+def error_of(
+    head: AnswerHead, body: bytes, *, wire_format: ProviderFormat, scrubber: Scrubber, now: datetime
+) -> ProxyError:
+    """What a client may learn of an answer that is not 200. `body` may be cut, empty or nonsense."""
+    status = head.status
+    detail = f"the provider answered {status}"
+    if status in (401, 402, 403):
+        return UpstreamFailed(REFUSED_CREDENTIALS, failure=FailureKind.CREDENTIALS, detail=detail)
+    reported = wire_format.read_error(_object_of(body))
+    if status == 429:  # noqa: PLR2004 — HTTP's own number
+        wait_s = _retry_after_s(head.headers.get("retry-after"), now) or 1
+        return UpstreamRefused(
+            BUSY,
+            status=status,
+            failure=reported.kind or FailureKind.RATE_LIMITED,
+            code=ErrorCode.UPSTREAM_RATE_LIMITED,
+            detail=detail,
+            retry_after_s=wait_s,
+        )
+    if status in _PASSED_ON:
+        kind = reported.kind or FailureKind.REJECTED
+        return UpstreamRefused(
+            scrubber.message(reported.message) or REFUSED,
+            status=status,
+            failure=kind,
+            code=_CODE_OF_KIND.get(kind, ErrorCode.UPSTREAM_REJECTED),
+            param=scrubber.parameter(reported.param),
+            detail=detail,
+        )
+    retry_after_s = _retry_after_s(head.headers.get("retry-after"), now) if status in _SAYS_WHEN else None
+    return UpstreamFailed(FAILED, failure=FailureKind.OVERLOADED, detail=detail, retry_after_s=retry_after_s)
+
+
+_CODE_OF_KIND = {
+    FailureKind.CONTEXT_LENGTH: ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+    FailureKind.CONTENT_POLICY: ErrorCode.CONTENT_POLICY_VIOLATION,
+}
+
+
+def _object_of(body: bytes) -> JsonObject:
+    try:
+        return strict_json.loads_object(body)
+    except InvalidRequest:
+        return {}
+
+
+def _retry_after_s(value: str | None, now: datetime) -> int | None:
+    """Seconds or an HTTP date (RFC 9110 §10.2.3) as whole seconds from 1 to 3,600; None when absent or unreadable."""
+    if value is None:
+        return None
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        seconds = int(value[:10])
+    else:
+        try:
+            seconds = int((parsedate_to_datetime(value) - now).total_seconds())
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return min(max(seconds, 1), _RETRY_AFTER_S_MAX)
