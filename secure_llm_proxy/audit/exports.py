@@ -401,6 +401,7 @@ _PRODUCT = "Audit Log"
 _NAMES: dict[str, str] = {
     AuditType.LLM_START: "Request to a model begins",
     AuditType.LLM_PART: "Part of a request or answer",
+    AuditType.LLM_RETRY: "Request to a model tried anew",
     AuditType.LLM_END: "Request to a model ended",
     AuditType.REFUSED: "Request refused",
     AuditType.ADMIN_INTENT: "Administrative change intended",

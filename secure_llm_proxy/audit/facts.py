@@ -33,6 +33,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     AuditType.LLM_START: ("rt", "usr", "ak", "dec", "mdl"),
     AuditType.LLM_END: ("sid", "st"),
     AuditType.LLM_PART: ("pt_of", "seq"),
+    AuditType.LLM_RETRY: ("sid", "up", "why", "try"),
     AuditType.REFUSED: ("rt", "dec", "http", "code"),
     AuditType.ADMIN_INTENT: ("act", "subject", "by"),
     AuditType.ADMIN_RESULT: ("act", "subject", "by", "ok"),

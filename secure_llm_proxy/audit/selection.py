@@ -28,7 +28,9 @@ _TIME_SOUGHT_WITHIN = len(_RECORD_OPENING) + len('"n":') + 20 + len(_TIME_OPENIN
 
 # Members in which records that are not of an exchange name what they are about.
 ABOUT = ("user", "subject", "key_id", "new")
-EXCHANGE_TYPES = frozenset({AuditType.LLM_START, AuditType.LLM_PART, AuditType.LLM_END, AuditType.REFUSED})
+EXCHANGE_TYPES = frozenset(
+    {AuditType.LLM_START, AuditType.LLM_PART, AuditType.LLM_RETRY, AuditType.LLM_END, AuditType.REFUSED}
+)
 
 
 @dataclass(frozen=True, slots=True)

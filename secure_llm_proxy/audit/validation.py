@@ -531,7 +531,7 @@ def _sort_of(row: ClearRow) -> str | None:
     if row.clear.get("dec") == "refuse":
         return "refusal"
     match row.type:
-        case AuditType.LLM_START | AuditType.LLM_END | AuditType.LLM_PART:
+        case AuditType.LLM_START | AuditType.LLM_END | AuditType.LLM_PART | AuditType.LLM_RETRY:
             return "exchange"
         case AuditType.ADMIN_INTENT | AuditType.ADMIN_RESULT:
             return "look" if row.clear.get("act") in LOOKS else "change"

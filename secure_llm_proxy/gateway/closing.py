@@ -154,6 +154,8 @@ def record_end(
         clear["tin"] = docket.usage.prompt_tokens
     if docket.usage.completion_tokens is not None:
         clear["tout"] = docket.usage.completion_tokens
+    elif docket.said_events:
+        clear["evs"] = docket.said_events
     event = AuditEvent(new_record_id(), AuditType.LLM_END, docket.inbound.exchange_id, None, clear, body)
     if wait:
         house.journal.record(event)

@@ -125,6 +125,8 @@ class Docket:
     clear_identity: dict[str, ClearValue] | None = None
     """Who asked, as the intent has it; its other records say the same."""
     usage: Usage = field(default_factory=Usage)
+    said_events: int | None = None
+    """Events of a stream that said something, told when it ends: about the tokens, where the provider has not counted."""
     upstream_s: float | None = None
     sent: bool = False
     """The provider has been asked, or may have been."""

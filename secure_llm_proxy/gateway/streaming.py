@@ -57,6 +57,7 @@ class RelayedStream:
         self._drained = False
         self._said: list[bytes] = []
         self._said_bytes = 0
+        self._said_events = 0
         self._parts = 0
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -200,6 +201,7 @@ class RelayedStream:
 
     def _take_said(self) -> bytes:
         said = b"".join(self._said)
+        self._said_events += len(self._said)
         self._said.clear()
         self._said_bytes = 0
         return said
@@ -224,6 +226,7 @@ class RelayedStream:
         status = 200 if error is None else error.status
         code = None if error is None else error.code
         body = self._last_body(None if error is None else error.detail)
+        docket.said_events = self._said_events
         waits = error is None or error.code is not ErrorCode.AUDIT_UNAVAILABLE
         try:
             closing.record_end(house, docket, end, status=status, code=code, body=body, wait=waits)
