@@ -173,6 +173,13 @@ class UpstreamSettings(Section):
     )
     models_cache_s: float = setting("MODELS_CACHE_S", 300.0, "Seconds that the provider's model list is kept.", gt=0)
     ssl_verify: bool = setting("SSL_VERIFY", True, "Verify the provider's certificate. False is refused in production.")
+    private_hosts: tuple[str, ...] = setting(
+        "LLM_PRIVATE_HOSTS",
+        (),
+        "Providers in your own network (comma list): names, `*.domain`, CIDR. Their names may lead to private addresses, and"
+        " their URLs may be http. Not needed for an address in the URL itself, `localhost`, names without a dot, and"
+        " `*.internal`, `*.local`, `*.lan`, `*.home.arpa`.",
+    )
     ca_file: Path | None = setting("LLM_CA_FILE", None, "Own certificate authorities for the provider (PEM).")
     connect_timeout_s: float = setting("UPSTREAM_CONNECT_TIMEOUT_S", 5.0, "Seconds to connect, TLS included.", gt=0)
     first_byte_timeout_s: float = setting(

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.upstream.destinations import Destinations, OwnHosts, is_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _CHAT_PATH = "/chat/completions"
 _TARGET = re.compile(r"[!-~]*")
+_BRACKETED = re.compile(r"\[[^\[\]@]*\](?::[0-9]*)?")
 _DEFAULT_PORT = {"http": 80, "https": 443}
+_NO_OWN_HOSTS = OwnHosts()
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`base_path` has no slash at its end; `query` is what the operator put behind a `?` (some providers keep their API
-    version there) and goes with every request.
+    """`host` is a name in lower case or an IP address in its one spelling. `base_path` has no slash at its end; `query` is
+    what the operator put behind a `?` (some providers keep their API version there) and goes with every request.
     """
 
     host: str
@@ -30,6 +33,7 @@ class Endpoint:
     secure: bool
     base_path: str
     query: str
+    own_hosts: OwnHosts = _NO_OWN_HOSTS
 
     @property
     def authority(self) -> str:
@@ -40,39 +44,49 @@ class Endpoint:
     @property
     def is_literal(self) -> bool:
         """True when `host` is an IP address, so that no name is looked up."""
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError:
-            return False
-        return True
+        return _is_address(self.host)
+
+    @property
+    def destinations(self) -> Destinations:
+        """Where its name may lead. An address in the URL itself is the operator's word, and needs no leave."""
+        return Destinations(self.host, plain=not self.secure, own=self.own_hosts)
 
     def target(self, path: str) -> str:
         """The request target of one of our constant paths."""
         return self.base_path + path + (f"?{self.query}" if self.query else "")
 
 
-def parse_endpoint(url: str | None, *, where: str = "LLM_API_URL") -> Endpoint:
-    """Read a base URL; one that ends in `/chat/completions` is understood too. Raises `OperatorError`, which names `where`."""
+def parse_endpoint(url: str | None, own_hosts: OwnHosts = _NO_OWN_HOSTS, *, where: str = "LLM_API_URL") -> Endpoint:
+    """Read a base URL; one that ends in `/chat/completions` is understood too.
+
+    Raises `OperatorError`, which names `where`, also for a host that two readers could take for different ones: an IPv4 address in another
+    spelling (decimal, octal, hexadecimal, shortened), an IPv6 address with a zone.
+    """
     if not url:
         raise OperatorError(f"{where} is not set: no provider can be reached. Set it to the provider's base URL.")
     try:
         parts = urlsplit(url.strip())
         port = parts.port
-        host = (parts.hostname or "").encode("idna").decode("ascii") if not _is_ipv6(parts.hostname) else parts.hostname
+        host = _read_host(parts.hostname or "", parts.netloc)
     except ValueError:  # a port out of range, broken brackets, a name that IDNA refuses
         raise OperatorError(f"{where} is not a URL. Example: https://api.openai.com/v1") from None
-    if parts.scheme not in _DEFAULT_PORT or not host or not _TARGET.fullmatch(host):
+    if parts.scheme not in _DEFAULT_PORT or not host or port == 0 or not url.strip().isprintable():
         raise OperatorError(f"{where} must look like https://host[:port]/path, with http or https.")
     if parts.username is not None or parts.password is not None:
         raise OperatorError(f"{where} must not hold a user name or password; the key has a place of its own.")
     if not _TARGET.fullmatch(parts.path + parts.query):
-        raise OperatorError(f"{where}'s path must be plain ASCII without spaces (percent-encode the rest).")
+        raise OperatorError(f"{where}: its path must be plain ASCII without spaces (percent-encode the rest).")
+    if not (_is_address(host) or is_name(host)):
+        raise OperatorError(
+            f"{where}: its host is neither a name nor an IP address in its usual form, such as 10.0.0.7 or [fd00::7]."
+        )
     return Endpoint(
         host=host,
         port=port if port is not None else _DEFAULT_PORT[parts.scheme],
         secure=parts.scheme == "https",
         base_path=parts.path.rstrip("/").removesuffix(_CHAT_PATH).rstrip("/"),
         query=parts.query,
+        own_hosts=own_hosts,
     )
 
 
@@ -86,6 +100,8 @@ def tls_context(*, verify: bool, ca_file: Path | None) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols(["http/1.1"])
+    # names stand in subjectAltName alone (RFC 9525 §2); by default a common name would do where no DNS name stands there
+    context.hostname_checks_common_name = False
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -101,5 +117,19 @@ def tls_context(*, verify: bool, ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _is_ipv6(host: str | None) -> bool:
-    return host is not None and ":" in host
+def _read_host(host: str, authority: str) -> str:
+    """In the one spelling that is looked up, connected to, sent and verified. Raises `ValueError`."""
+    if _BRACKETED.fullmatch(authority):
+        return str(ipaddress.IPv6Address(host))
+    if "[" in authority or "]" in authority:
+        raise ValueError(authority)
+    return host.encode("idna").decode("ascii").lower()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    # a zone means nothing outside the machine that wrote it (WHATWG URL, §3.5), and no certificate holds one
+    return "%" not in host

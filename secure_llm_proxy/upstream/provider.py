@@ -17,6 +17,7 @@ from secure_llm_proxy.foundation.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
+from secure_llm_proxy.upstream.destinations import read_own_hosts
 from secure_llm_proxy.upstream.endpoint import parse_endpoint, tls_context
 from secure_llm_proxy.upstream.exchange import BROKE_OFF, TOO_LARGE, UNREADABLE, Exchange
 from secure_llm_proxy.upstream.formats import FORMATS, PREFERRED
@@ -79,7 +80,8 @@ class Provider:
         self._settings = _with_patience(settings, definition)
         self._clock = clock or SystemClock()
         url = definition.base_url + (f"?{definition.query}" if definition.query else "")
-        self._endpoint = parse_endpoint(url, where=f"The URL of provider {definition.name}")
+        own_hosts = read_own_hosts(settings.private_hosts)
+        self._endpoint = parse_endpoint(url, own_hosts, where=f"The URL of provider {definition.name}")
         context = tls_context(verify=settings.ssl_verify, ca_file=settings.ca_file) if self._endpoint.secure else None
         self._pool = ConnectionPool(self._endpoint, context, idle_max=settings.connections_max)
         self._health = ProviderHealth(self._clock)

@@ -102,7 +102,8 @@ class Wire:
         """Look the name up, connect, and shake hands, all before `deadline_s` (monotonic).
 
         Raises `WireBroken` or `WireTimedOut`.
-        The addresses are tried in the resolver's order, each with its even share of the time that is left.
+        The addresses are tried in the resolver's order, each with its even share of the time that is left; only those to
+        which the name may lead (`destinations.py`).
         """
         addresses = self._addresses(deadline_s)
         failure: WireBroken | WireTimedOut = WireBroken("the provider's name has no address")
@@ -252,7 +253,11 @@ class Wire:
             raise WireTimedOut
         if lookup.failure is not None:
             raise WireBroken(f"name lookup: {lookup.failure}")
-        return lookup.found[:_ADDRESSES_MAX]
+        # for this connection, and by the numbers that were judged: the next lookup may be answered otherwise
+        addresses, refusal = self._endpoint.destinations.checked(lookup.found)
+        if refusal is not None and not addresses:
+            raise WireBroken(f"address refused: {refusal}")
+        return addresses[:_ADDRESSES_MAX]
 
     def _connect(self, address: Address, deadline_s: float) -> None:
         family, where = address

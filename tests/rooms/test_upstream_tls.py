@@ -16,7 +16,7 @@ from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import ClientGone, ProxyError, UpstreamFailed, UpstreamTimeout
 from secure_llm_proxy.settings import UpstreamSettings
 from secure_llm_proxy.upstream import Provider as ProviderClient
-from tests.support.certificates import Certificate, make_certificate
+from tests.support.certificates import Certificate, make_certificate, make_faulty_certificate
 from tests.support.compatible_provider import chat_request, compatible_provider
 from tests.support.provider import Mode, Provider
 
@@ -101,6 +101,88 @@ def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
 
         assert "certificate not accepted" in (error.detail or "")
         assert far_end.received == []
+
+
+FAULTS: dict[str, dict[str, object]] = {
+    "expired": {"days": (-9, -1)},
+    "not valid yet": {"days": (1, 9)},
+    "its authority expired": {"authority_days": (-9, -1)},
+    "for another name": {"names": ("elsewhere.example",)},
+    "for a name below": {"names": ("*.localhost",)},
+    "for a name that only begins so": {"names": ("localhost.example",)},
+    "for an address": {"names": ("127.0.0.1",)},
+    "without names, though its subject says localhost": {"names": ()},
+    "for clients": {"for_servers": False},
+    "signed by one that is no authority": {"signed_by_leaf": True},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_faulty_certificate_gets_nothing_and_only_the_operator_hears_why(
+    tmp_path: Path, fault: str, version: ssl.TLSVersion
+) -> None:
+    faulty = make_faulty_certificate(tmp_path, **FAULTS[fault])  # type: ignore[arg-type]
+    context = server_context(faulty)
+    context.minimum_version = context.maximum_version = version
+    with Provider(tls=context) as far_end:
+        client = client_of(far_end.base_url, ca_file=faulty.authority)
+        error = failure(client)
+        with pytest.raises(UpstreamFailed):
+            client.stream(chat_request(STREAMED), Cancellation())
+
+        assert (error.status, error.public) == (502, "The provider could not be reached.")
+        assert (error.detail or "").startswith("TLS: certificate not accepted: ")
+        assert client.trouble() == "The provider could not be reached. (0 s ago)"
+        assert client.idle_connections == 0
+        assert far_end.received == []
+
+
+def test_the_certificate_without_a_fault_is_accepted(tmp_path: Path) -> None:
+    good = make_faulty_certificate(tmp_path)
+    with Provider(tls=server_context(good)) as far_end:
+        client = client_of(far_end.base_url, ca_file=good.authority)
+
+        assert client.complete(chat_request(PLAIN), Cancellation()).text == far_end.reply_text
+        client.close()
+
+
+def test_a_client_that_is_refused_by_its_server_s_protocol_has_sent_a_greeting_and_no_more(
+    certificate: Certificate,
+) -> None:
+    """A server of TLS 1.1 or older, one that answers in clear, one that hangs up: none of them ever sees key or prompt."""
+    answers = [
+        b"\x15\x03\x01\x00\x02\x02\x46",  # the alert protocol_version
+        b"\x16\x03\x00\x00\x31\x02\x00\x00\x2d\x03\x00" + b"\x00" * 43,  # a greeting of SSL 3
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        b"",
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        seen: list[bytes] = []
+
+        def serve() -> None:
+            for answer in answers:
+                raw, _ = listener.accept()
+                raw.settimeout(20)
+                with raw:
+                    received = raw.recv(65_536)
+                    raw.sendall(answer)
+                    raw.shutdown(socket.SHUT_WR)
+                    while more := raw.recv(65_536):
+                        received += more
+                    seen.append(received)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"https://localhost:{listener.getsockname()[1]}/v1"
+        client = client_of(url, ca_file=certificate.authority, api_key="sk-canary-7Q2xW9")
+        body = json.dumps({"model": "test-model", "messages": [], "note": "a canary in the prompt"}).encode()
+        errors = [failure(client, body) for _ in answers]
+        thread.join(20)
+
+    assert [type(error) for error in errors] == [UpstreamFailed] * len(answers)
+    assert all(received[:1] == b"\x16" for received in seen)
+    assert not any(b"canary" in received for received in seen)
 
 
 def test_an_address_in_the_url_is_verified_too(certificate: Certificate, tmp_path: Path) -> None:

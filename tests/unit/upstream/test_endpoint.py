@@ -112,3 +112,41 @@ def test_unreadable_certificate_authorities_are_refused_by_name(tmp_path: Path, 
 
     with pytest.raises(OperatorError, match=r"LLM_CA_FILE.*authorities\.pem"):
         tls_context(verify=True, ca_file=ca_file)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "2130706433", "0x7f000001", "0X7F000001", "017700000001", "127.1", "127.0.1", "0177.0.0.1", "0x7f.0.0.1", "127.0.0.0x1",
+        "127.0.0.1.", "1.2.3.4.5", "256.0.0.1", "010.0.0.1", "0x", "gpu.0x", "gpu.7", "\uff11\uff12\uff17.1", "127\u30021", "a_b.\uff10x7f",
+        "[fe80::1%eth0]", "[fe80::1%25eth0]", "[fe80::1%1]", "[::1%lo]", "[v1.fe80]", "[127.0.0.1]", "[::1.2.3]", "::1",
+        "exa%6dple.com", "a\\b.example", "a\tb.example", "a\nb.example", "a\x00b.example", "a..b", ".a", "a" * 64 + ".example",
+        "a.example\u200b:1\u2028", "-a.example", "a-.example", "*.example.com", "a,b.example", "[::1]x",
+        "x[::1]", "[::1][::2]", "a.example;b", "x" * 300,
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_a_host_that_two_readers_could_take_for_different_ones_is_refused(host: str) -> None:
+    with pytest.raises(OperatorError, match="LLM_API_URL"):
+        parse_endpoint(f"https://{host}/v1")
+
+
+@pytest.mark.parametrize(
+    ("host", "read", "is_literal"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("\uff11\uff12\uff17.\uff10.\uff10.\uff11", "127.0.0.1", True),
+        ("[0:0:0:0:0:0:0:1]", "::1", True),
+        ("[FD00::0:7]", "fd00::7", True),
+        ("[::ffff:10.0.0.7]", "::ffff:a00:7", True),
+        ("169.254.169.254", "169.254.169.254", True),
+        ("API.Example.COM.", "api.example.com.", False),
+        ("my_gpu", "my_gpu", False),
+        ("1.2.3.4a", "1.2.3.4a", False),
+        ("7up.example", "7up.example", False),
+    ],
+)
+def test_a_host_has_one_spelling(host: str, read: str, *, is_literal: bool) -> None:
+    endpoint = parse_endpoint(f"https://{host}:8443/v1")
+
+    assert (endpoint.host, endpoint.is_literal) == (read, is_literal)
