@@ -41,6 +41,11 @@ _CHUNK_LINE = re.compile(
 _TRAILER_LINE = re.compile(rf"(?!(?i:content-length|transfer-encoding):){_NAME}:{_TEXT}".encode("ascii"))
 
 
+_is_visible = re.compile(r"[!-~]+").fullmatch
+_is_field_name = re.compile(_NAME).fullmatch
+_is_field_value = re.compile(r"(?! )[ -~]*+(?<! )").fullmatch
+
+
 class BrokenAnswer(ValueError):
     """The provider's bytes are not the HTTP that we accept. The text is for the operator and quotes none of them."""
 
@@ -88,7 +93,18 @@ class BodyFraming(Protocol):
 
 
 def request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
-    """The values are ours or were checked when the settings were read; anything else would be a defect of ours."""
+    """A head that its reader takes apart as it was put together here.
+
+    Raises `ValueError` for a target, name or value that could mean more than itself (RFC 9112 §11.1): visible ASCII only, in
+    values also spaces inside. The text quotes none of them, for one may be a key.
+    """
+    if not _is_visible(method) or not _is_visible(target):
+        message = "a request target holds a character that is not visible ASCII"
+        raise ValueError(message)
+    for name, value in headers.items():
+        if not _is_field_name(name) or not _is_field_value(value):
+            message = "a header for the provider has a name or value that no header can carry"
+            raise ValueError(message)
     lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers.items()], "", ""]
     return "\r\n".join(lines).encode("ascii")
 
