@@ -52,8 +52,9 @@ class Endpoint:
         return Destinations(self.host, plain=not self.secure, own=self.own_hosts)
 
     def target(self, path: str) -> str:
-        """The request target of one of our constant paths."""
-        return self.base_path + path + (f"?{self.query}" if self.query else "")
+        """The request target of one of our constant paths, which may bring a query of its own."""
+        mark = "&" if "?" in path else "?"
+        return self.base_path + path + (f"{mark}{self.query}" if self.query else "")
 
 
 def parse_endpoint(url: str | None, own_hosts: OwnHosts = _NO_OWN_HOSTS, *, where: str = "LLM_API_URL") -> Endpoint:

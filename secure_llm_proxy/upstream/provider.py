@@ -13,6 +13,7 @@ from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.errors import (
     ErrorCode,
     FailureKind,
+    InvalidRequest,
     OperatorError,
     UpstreamFailed,
     UpstreamRefused,
@@ -45,8 +46,10 @@ _ERROR_BYTES_MAX = 65_536
 _ERROR_PATIENCE_S = 5.0
 _OK = 200
 _KEY = re.compile(r"[!-~]+")
-_HEADER_VALUE = re.compile(r"[!-~][ -~]{0,1023}")
+_HEADER_VALUE = re.compile(r"(?! )[ -~]{1,1024}(?<! )")
 _PREFIXES_KEPT = 256
+# `%2e%2e` would be the same again to whoever decodes it
+_DOT_SEGMENTS = frozenset({"", ".", ".."})
 # A key that was refused is tried again then: somebody may have paid, or mended it.
 _REFUSED_KEY_RESTS_S = 300.0
 _LIMITED_KEY_RESTS_S = 30.0
@@ -108,6 +111,11 @@ class Provider:
         if client in self._paths:
             return client
         return next((known for known in PREFERRED[OPERATION_OF[client]] if known in self._paths), None)
+
+    def require_model(self, wire_format: WireFormat, model: str) -> None:
+        """Raise `InvalidRequest` for a name that, as a segment of a path, would lead elsewhere (RFC 3986 §5.2.4)."""
+        if model in _DOT_SEGMENTS and "{model}" in self._paths[wire_format]:
+            raise InvalidRequest("No model of this provider has that name.", param="model")
 
     def complete(self, request: UpstreamRequest, cancellation: Cancellation) -> Completion:
         """Return the whole answer to `request`, which asks for no stream."""

@@ -69,6 +69,7 @@ class Providers:
                 code=ErrorCode.UNSUPPORTED_PARAMETER,
                 param="model",
             )
+        provider.require_model(known, target.model)
         wire_format = FORMATS[known]
         translated = known is not request.format
         if not translated:

@@ -1,0 +1,114 @@
+"""A model's name in a provider's path stays one segment of it, whatever the name; headers of clients go along by list."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from urllib.parse import unquote
+
+import pytest
+from pydantic import SecretStr
+
+from secure_llm_proxy.foundation.cancellation import Cancellation
+from secure_llm_proxy.foundation.errors import InvalidRequest
+from secure_llm_proxy.settings import UpstreamSettings
+from secure_llm_proxy.upstream import Providers
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Target
+from secure_llm_proxy.vocabulary.providers import ProviderDefinition
+from tests.support.hostile_values import hostile_values
+from tests.support.provider import Provider
+
+PATH = re.compile(r"/openai/deployments/([A-Za-z0-9_.~%-]+)/chat/completions\?api-version=2024-10-21")
+
+
+@pytest.fixture(scope="module")
+def far_end() -> Iterator[Provider]:
+    with Provider() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def providers(far_end: Provider) -> Iterator[Providers]:
+    """One whose model stands in the path, and one that takes a header of the client's."""
+    base = far_end.base_url.removesuffix("/v1")
+    made = Providers(
+        UpstreamSettings(),
+        (
+            ProviderDefinition(
+                "deployed", "azure_deployments", base, (SecretStr("sk-a"),), query="api-version=2024-10-21"
+            ),
+            ProviderDefinition("other", "openai_compatible", base + "/v1", (SecretStr("sk-a"),)),
+        ),
+    )
+    yield made
+    made.close()
+
+
+def request_for(model: str) -> ChatRequest:
+    return ChatRequest(model, stream=False, payload={"model": model, "messages": []})
+
+
+def test_a_model_s_name_is_one_segment_of_the_path(far_end: Provider, providers: Providers) -> None:
+    names = [
+        "gpt-4o", "../../admin", "a/b", "a?b", "a#b", "a%2fb", "a;b", "a\\b", "..%2f..", "...", "%2e%2e", "a b", "ä", "{model}", ".a",
+        "a\r\nX-Injected: 1", "\x00",
+    ]  # fmt: skip
+    names += [value for value in hostile_values(300, "segments") if value and value.isprintable()]
+    far_end.clear()
+
+    for name in names:
+        written = providers.write(Target("deployed", name), request_for(name))
+        providers.complete(written, Cancellation())
+
+    assert len(far_end.received) == len(names)
+    for request, name in zip(far_end.received, names, strict=True):
+        match = PATH.fullmatch(request.path)
+        assert match is not None, request.path
+        assert unquote(match[1]) == name
+        assert "x-injected" not in request.headers
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_name_that_would_be_no_segment_is_refused(providers: Providers, name: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        providers.write(Target("deployed", name), request_for(name))
+
+    assert caught.value.param == "model"
+
+
+def test_where_the_model_stands_in_the_body_its_name_may_be_anything(far_end: Provider, providers: Providers) -> None:
+    far_end.clear()
+
+    providers.complete(providers.write(Target("other", ".."), request_for("..")), Cancellation())
+
+    assert far_end.received[0].path == "/v1/chat/completions"
+
+
+def test_a_client_s_header_goes_along_only_when_the_kind_lists_it_and_a_header_can_carry_it(far_end: Provider) -> None:
+    base = far_end.base_url
+    providers = Providers(
+        UpstreamSettings(), (ProviderDefinition("a", "openai_compatible", base, (SecretStr("sk-a"),)),)
+    )
+    kind = providers.all["a"].kind
+    values = [*hostile_values(500, "headers"), " x", "x ", "x", "a, b"]
+    far_end.clear()
+
+    for value in values:
+        written = providers.write(
+            Target("a", "m"),
+            request_for("m"),
+            (("authorization", value), ("host", value), ("x-forwarded-for", value), ("anthropic-beta", value)),
+        )
+        assert {name for name, _ in written.headers} <= kind.passes
+        # as if the kind listed them: what then goes along is still one header of one line
+        listed = replace(written, headers=(("anthropic-beta", value),))
+        providers.complete(listed, Cancellation())
+    providers.close()
+
+    assert len(far_end.received) == len(values)
+    sent = [request.headers.get("anthropic-beta") for request in far_end.received]
+    assert {"x", "a, b"} <= set(sent)
+    assert all(value is None or value in values for value in sent)
+    usual = set(far_end.received[-1].headers)
+    assert all(set(request.headers) <= usual for request in far_end.received)
