@@ -23,6 +23,8 @@ need_servers() {
     has_program sysctl || missing="$missing procps"
     { has_program setpriv && has_program unshare; } || missing="$missing util-linux"
     has_program git || missing="$missing git"
+    has_program node || missing="$missing nodejs"
+    has_program npm || missing="$missing npm"
     has_program cc || missing="$missing gcc libc6-dev"
     [ -n "$missing" ] || return 0
     # shellcheck disable=SC2086 # one word per package

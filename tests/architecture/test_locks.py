@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,13 @@ FIXED = {
 }  # fmt: skip
 # Replaces urllib3's own files on installation.
 NEVER = {"niquests", "urllib3-future", "gunicorn-h1c"}
+# Every lock of Python packages with the number of pins that it has at least.
+LOCKS = {
+    "requirements.txt": 40,
+    "requirements-dev.txt": 40,
+    "tests/contract/requirements-sdk3.txt": 10,
+    "tests/contract/requirements-sdk2.txt": 40,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +51,15 @@ def read_lock(name: str) -> list[Pin]:
     return pins
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
-def test_every_pin_is_hashed(name: str) -> None:
+@pytest.mark.parametrize(("name", "count"), LOCKS.items())
+def test_every_pin_is_hashed(name: str, count: int) -> None:
     pins = read_lock(name)
 
-    assert len(pins) >= 40
+    assert len(pins) >= count
     assert [pin for pin in pins if pin.hashes == 0] == []
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", LOCKS)
 def test_every_package_asked_for_is_pinned(name: str) -> None:
     asked = {
         found[1].lower()
@@ -73,3 +81,16 @@ def test_tests_run_on_the_very_versions_that_the_product_is_installed_with() -> 
     product, tests = set(read_lock("requirements.txt")), set(read_lock("requirements-dev.txt"))
 
     assert product <= tests
+
+
+def test_npm_packages_are_hashed_and_no_address_says_where_they_come_from() -> None:
+    node = ROOT / "tests" / "contract" / "node"
+    asked = json.loads((node / "package.json").read_text("utf-8"))["dependencies"]
+    packages = json.loads((node / "package-lock.json").read_text("utf-8"))["packages"]
+    own = packages.pop("")
+
+    assert own["dependencies"] == asked
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in asked} == asked
+    assert [name for name, package in packages.items() if not package["integrity"].startswith("sha512-")] == []
+    assert [name for name, package in packages.items() if "resolved" in package] == []
+    assert [name for name, package in packages.items() if package.get("hasInstallScript")] == []
