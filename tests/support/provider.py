@@ -322,12 +322,16 @@ class Provider:
         script = self._take_script(request)
         line = _Line(connection, self._disconnected)
         try:
-            return _ANSWERS.get(script.mode, _ok)(self, line, request, script)
+            return self._play(line, request, script)
         except OSError:
             # the client hung up while we wrote, or `stop` closed the connection
             if not self._stopping.is_set():
                 self._disconnected.set()
             return False
+
+    def _play(self, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+        """Send the answer; False when the connection is to be closed."""
+        return _ANSWERS.get(script.mode, _ok)(self, line, request, script)
 
 
 class _Line:
