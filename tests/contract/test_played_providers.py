@@ -13,8 +13,10 @@ from tests.support.format_server import FormatServer
 from tests.support.provider_formats.playing import Failure
 from tests.support.provider_formats.speaking import PLAIN
 
-CHATS = {
-    "openai": ("/chat/completions", {"model": "gpt-6", "messages": [{"role": "user", "content": "Hello"}]}),
+_HELLO = [{"role": "user", "content": "Hello"}]
+CHATS: dict[str, tuple[str, dict[str, object]]] = {
+    "openai": ("/chat/completions", {"model": "gpt-6", "messages": _HELLO}),
+    "anthropic": ("/messages", {"model": "claude-opus-5-5", "messages": _HELLO, "max_tokens": 100}),
 }
 
 
@@ -30,16 +32,27 @@ def _forgetful(server: FormatServer) -> None:
 
 
 def headers_of(server: FormatServer, provider: str, *, key: str | None = None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key or server.key(provider)}"}
+    secret = key or server.key(provider)
+    match provider:
+        case "anthropic":
+            return {"x-api-key": secret, "anthropic-version": "2023-06-01"}
+        case _:
+            return {"Authorization": f"Bearer {secret}"}
 
 
 def ask(
-    server: FormatServer, provider: str, path: str, body: object, *, key: str | None = None
+    server: FormatServer,
+    provider: str,
+    path: str,
+    body: object,
+    *,
+    key: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> tuple[int, dict[str, object]]:
     request = urllib.request.Request(
         server.url(provider) + path,
         data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", **headers_of(server, provider, key=key)},
+        headers={"Content-Type": "application/json", **headers_of(server, provider, key=key), **(headers or {})},
     )
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -93,3 +106,14 @@ def test_every_failure_is_a_refusal_in_json(server: FormatServer, provider: str,
     assert status >= 400
     assert answer
     assert ask(server, provider, path, body)[0] == 200
+
+
+@pytest.mark.parametrize("parameter", ["temperature", "top_p", "top_k"])
+def test_anthropic_s_newer_version_takes_no_sampling_parameters(server: FormatServer, parameter: str) -> None:
+    path, body = CHATS["anthropic"]
+
+    older, _ = ask(server, "anthropic", path, {**body, parameter: 1})
+    newer, refusal = ask(server, "anthropic", path, {**body, parameter: 1}, headers={"anthropic-version": "2026-10-21"})
+
+    assert (older, newer) == (200, 400)
+    assert f"{parameter}: Extra inputs are not permitted" in json.dumps(refusal)

@@ -18,14 +18,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from tests.support.provider import Mode, Provider, ReceivedRequest, Script, _Line
-from tests.support.provider_formats import openai
+from tests.support.provider_formats import anthropic, openai
 from tests.support.provider_formats.playing import Arrived, Failure, PlayedProvider, Reply, dumped, split_query
 from tests.support.provider_formats.shapes import Misfit
 
 if TYPE_CHECKING:
     import ssl
 
-PLAYED: tuple[PlayedProvider, ...] = (openai.PROVIDER,)
+PLAYED: tuple[PlayedProvider, ...] = (openai.PROVIDER, anthropic.PROVIDER)
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -102,11 +102,11 @@ class FormatServer(Provider):
         inside = rest.removeprefix(base) if base and rest.startswith(base) else f"/{rest}"
         arrived = Arrived(request.method, inside, query, request.headers, request.json)
         if not played.authorised(arrived, self.key(name)):
-            return played.fail(Failure.AUTHENTICATION)
+            return played.fail(Failure.AUTHENTICATION, arrived)
         with self._guard:
             failure = self._failures.pop(0) if self._failures and request.method == "POST" else None
         if failure is not None:
-            return played.fail(failure)
+            return played.fail(failure, arrived)
         reply = played.answer(arrived)
         if reply.misfit is not None:
             with self._guard:

@@ -445,8 +445,8 @@ class OpenAIFamily:
     def authorised(self, arrived: Arrived, key: str) -> bool:
         return bearer(arrived, key)
 
-    def fail(self, failure: Failure) -> Reply:
-        return self.refuse(failure, "the-model")
+    def fail(self, failure: Failure, arrived: Arrived) -> Reply:
+        return self.refuse(failure, arrived.view["model"].text)
 
     def answer(self, arrived: Arrived) -> Reply:
         doors = {

@@ -67,7 +67,7 @@ class PlayedProvider(Protocol):
 
     def authorised(self, arrived: Arrived, key: str) -> bool: ...
 
-    def fail(self, failure: Failure) -> Reply:
+    def fail(self, failure: Failure, arrived: Arrived) -> Reply:
         """The documented refusal."""
         ...
 
