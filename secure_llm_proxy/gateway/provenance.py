@@ -8,9 +8,11 @@ from secure_llm_proxy.foundation.secret_values import pseudonym
 from secure_llm_proxy.gateway.docket import Docket, House
 from secure_llm_proxy.vocabulary.audit import ClearValue, indexed_values
 from secure_llm_proxy.vocabulary.caller import KIND_LIVE
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 _AGENT_KEPT = 1024
 _PERSON_KEPT = 256
+_ANTHROPIC = frozenset({WireFormat.ANTHROPIC_MESSAGES, WireFormat.ANTHROPIC_COUNT_TOKENS})
 
 
 def clear_identity(house: House, docket: Docket) -> dict[str, ClearValue]:
@@ -38,15 +40,20 @@ def clear_identity(house: House, docket: Docket) -> dict[str, ClearValue]:
 
 
 def person_of(docket: Docket) -> str | None:
-    """Who the application says is asking: `X-User-ID`, else OpenAI's `safety_identifier` or `user` of the body."""
+    """Who the application says is asking: `X-User-ID`, else what the body says: OpenAI's `safety_identifier` or `user`,
+    Anthropic's `metadata.user_id`.
+    """
     if docket.inbound.person:
         return docket.inbound.person
-    if docket.request is not None:
-        for name in ("safety_identifier", "user"):
-            value = docket.request.payload.get(name)
-            if isinstance(value, str) and value:
-                return value[:_PERSON_KEPT]
-    return None
+    request = docket.request
+    if request is None:
+        return None
+    if request.format in _ANTHROPIC:
+        metadata = request.payload.get("metadata")
+        named = [metadata.get("user_id")] if isinstance(metadata, dict) else []
+    else:
+        named = [request.payload.get("safety_identifier"), request.payload.get("user")]
+    return next((value[:_PERSON_KEPT] for value in named if isinstance(value, str) and value), None)
 
 
 def origin_of(docket: Docket) -> dict[str, str]:

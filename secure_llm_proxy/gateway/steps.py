@@ -27,9 +27,16 @@ from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.caller import KIND_ADMINISTRATION, KIND_SESSION, Caller, RateClass
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Route, UpstreamRequest
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 log = logging.getLogger(__name__)
-_CEILINGS_OF_OPENAI = frozenset({"max_tokens", "max_completion_tokens"})
+# The parameter by which each format bounds an answer, the first where none is named; the others generate nothing.
+_CEILINGS_OF = {
+    WireFormat.OPENAI_CHAT: ("max_completion_tokens", "max_tokens"),
+    WireFormat.OPENAI_COMPLETIONS: ("max_tokens",),
+    WireFormat.OPENAI_RESPONSES: ("max_output_tokens",),
+    WireFormat.ANTHROPIC_MESSAGES: ("max_tokens",),
+}
 # vLLM, llama.cpp, Ollama, TGI and the Responses API, read 2026-11.
 _CEILINGS = (
     "max_tokens",
@@ -145,8 +152,10 @@ def _within_ceiling(request: ChatRequest, ceiling: int) -> ChatRequest:
             raise InvalidRequest(
                 f"This API key may ask for at most {ceiling} tokens.", code=ErrorCode.MAX_TOKENS_EXCEEDED, param=name
             )
-    if _CEILINGS_OF_OPENAI.isdisjoint(asked):
-        name = "max_tokens" if "max_tokens" in payload else "max_completion_tokens"
+    bounds = _CEILINGS_OF.get(request.format, ())
+    if bounds and not set(bounds).intersection(asked):
+        # A null is taken in place of what it stands for: a server of old knows no other name.
+        name = next((name for name in reversed(bounds) if name in payload), bounds[0])
         return replace(request, payload={**payload, name: ceiling})
     return request
 

@@ -25,11 +25,13 @@ from secure_llm_proxy.foundation.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
+from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.gateway import Reply, chat, list_models
 from secure_llm_proxy.settings import AdmissionSettings
 from secure_llm_proxy.vocabulary.caller import RateClass
-from secure_llm_proxy.vocabulary.chat import Completion
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 from secure_llm_proxy.web.openai.wire import read_chat_completion
 from tests.support.house import (
     LogCapture,
@@ -573,6 +575,22 @@ def test_the_person_is_the_header_s_else_the_body_s_else_the_key_s_owner() -> No
     subjects = [event.clear["sub"] for event in small.journal.of(AuditType.LLM_START)]
     assert subjects[0] == subjects[1] == subjects[2]
     assert subjects[3] != subjects[0]
+
+
+def test_a_person_named_as_anthropic_s_clients_do_is_the_same_one() -> None:
+    small = make_house()
+
+    chat(small.house, make_inbound({"messages": []}, person="ann"), _read_anthropic)
+    for metadata in ({"user_id": "ann"}, {"user_id": 7}, "ann"):
+        chat(small.house, make_inbound({"messages": [], "metadata": metadata, "user": "bob"}), _read_anthropic)
+
+    named, told, *others = [event.clear["sub"] for event in small.journal.of(AuditType.LLM_START)]
+    assert named == told
+    assert len({named, *others}) == 2
+
+
+def _read_anthropic(body: JsonObject) -> ChatRequest:
+    return ChatRequest("small", stream=False, payload=body, format=WireFormat.ANTHROPIC_MESSAGES)
 
 
 def test_clear_metadata_is_of_types_and_names_that_the_log_takes() -> None:

@@ -10,8 +10,9 @@ from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest
 from secure_llm_proxy.gateway import Reply, chat, list_models
 from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.caller import RateClass
-from secure_llm_proxy.vocabulary.chat import Completion
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 from secure_llm_proxy.web.openai.wire import read_chat_completion
 from tests.support.house import KEY, SmallHouse, code_of, make_caller, make_house, make_inbound
 
@@ -135,6 +136,29 @@ def test_a_request_for_more_is_refused_before_it_is_sent(body: dict[str, object]
     assert (reply.outcome.status, reply.outcome.code) == (400, ErrorCode.MAX_TOKENS_EXCEEDED)
     assert reply.outcome.param == param
     assert small.upstream.received == []
+
+
+@pytest.mark.parametrize(
+    ("wire_format", "put_in"),
+    [
+        (WireFormat.OPENAI_COMPLETIONS, {"max_tokens": 50}),
+        (WireFormat.OPENAI_RESPONSES, {"max_output_tokens": 50}),
+        (WireFormat.ANTHROPIC_MESSAGES, {"max_tokens": 50}),
+        (WireFormat.OPENAI_EMBEDDINGS, {}),
+        (WireFormat.ANTHROPIC_COUNT_TOKENS, {}),
+    ],
+)
+def test_each_format_gets_the_ceiling_by_its_own_name(wire_format: WireFormat, put_in: dict[str, int]) -> None:
+    small = house_of(tokens_max=50)
+
+    chat(
+        small.house,
+        make_inbound({"messages": MESSAGES}),
+        lambda body: ChatRequest("small", stream=False, payload=body, format=wire_format),
+    )
+
+    [sent] = small.upstream.payloads
+    assert sent == {"messages": MESSAGES, "model": "small", "stream": False, **put_in}
 
 
 def test_without_a_ceiling_nothing_is_put_in() -> None:
