@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from urllib.parse import unquote
 
 import pytest
@@ -102,7 +101,7 @@ def test_a_client_s_header_goes_along_only_when_the_kind_lists_it_and_a_header_c
         )
         assert {name for name, _ in written.headers} <= kind.passes
         # as if the kind listed them: what then goes along is still one header of one line
-        listed = replace(written, headers=(("anthropic-beta", value),))
+        listed = written._replace(headers=(("anthropic-beta", value),))
         providers.complete(listed, Cancellation())
     providers.close()
 
