@@ -169,10 +169,11 @@ class ReplyFacts(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer as a value; the door gives it a wire shape."""
+    """The answer as a value; the door gives it a wire shape. `request` is what was read, None where nothing was."""
 
     facts: ReplyFacts
     outcome: Completion | RelayedStream | ProxyError | tuple[str, ...]
+    request: ChatRequest | None = None
 
 
 def open_docket(house: House, inbound: Inbound) -> Docket:
@@ -192,4 +193,4 @@ def reply_to(docket: Docket, outcome: Completion | RelayedStream | ProxyError | 
         docket.overhead_s() * 1000,
         written.dropped if written is not None else (),
     )
-    return Reply(facts, outcome)
+    return Reply(facts, outcome, docket.request)

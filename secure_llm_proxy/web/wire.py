@@ -69,12 +69,17 @@ def invalid(error: ValidationError) -> InvalidRequest:
     """The first thing wrong, in words that name the parameter and never quote its value."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     path = ".".join(str(part) for part in first["loc"] if not _is_branch(part)) or None
-    shown = path[:64].encode("unicode_escape").decode("ascii") if path else None
+    shown = shown_path(path) if path else None
     if first["type"] == "missing":
         return InvalidRequest(f"You must provide `{shown}`.", code=ErrorCode.MISSING_PARAMETER, param=shown)
     wrong_type = first["type"].endswith("_type") or first["type"] in {"model_attributes_type", "none_required"}
     code = ErrorCode.INVALID_TYPE if wrong_type else ErrorCode.INVALID_VALUE
     return InvalidRequest(f"Invalid `{shown}`: {first['msg'][:1].lower()}{first['msg'][1:]}.", code=code, param=shown)
+
+
+def shown_path(path: str) -> str:
+    """The path of a parameter as an error may name it: a client may have made its names up."""
+    return path[:64].encode("unicode_escape").decode("ascii")
 
 
 def _is_branch(part: object) -> bool:

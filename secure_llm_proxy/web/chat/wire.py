@@ -11,6 +11,8 @@ from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.settings import LimitSettings
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Usage
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
+from secure_llm_proxy.web.openai.chat_request import needs_of, read_conversation
 from secure_llm_proxy.web.wire import Message, ModelName, Parameters, invalid, require_at_most
 
 _OWN_NAMES = frozenset({"prompt", "message", "model_name"})
@@ -60,7 +62,14 @@ def read_prompt(body: JsonObject, limits: LimitSettings) -> ChatRequest:
     payload: JsonObject = {name: value for name, value in body.items() if name not in _OWN_NAMES}
     if prompt is not None:
         payload["messages"] = [{"role": "user", "content": prompt}]
-    return ChatRequest(model=request.model or request.model_name, stream=bool(request.stream), payload=payload)
+    return ChatRequest(
+        request.model or request.model_name,
+        bool(request.stream),
+        payload,
+        WireFormat.OPENAI_CHAT,
+        read_conversation,
+        needs_of(payload),
+    )
 
 
 def envelope(

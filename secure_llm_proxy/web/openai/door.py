@@ -12,19 +12,18 @@ from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.errors import error_body
 from secure_llm_proxy.web.generation import PassedOn, StreamWriter
 from secure_llm_proxy.web.headers import reply_headers
+from secure_llm_proxy.web.openai.chat_answer import ChatStream, chat_completion
 from secure_llm_proxy.web.openai.wire import read_chat_completion
 
 
 class ChatFormat:
-    """Chat completions: what came in this format leaves as it came."""
+    """Chat completions: what came in this format leaves as it came, what came in another is written in it."""
 
     def whole(self, completion: Completion, reply: Reply) -> object:
-        del reply
-        return completion.payload
+        return completion.payload if completion.answer is None else chat_completion(completion, reply)
 
     def stream(self, reply: Reply, *, translated: bool) -> StreamWriter:
-        del reply, translated
-        return PassedOn()
+        return ChatStream(reply) if translated else PassedOn()
 
     def error_body(self, error: ProxyError) -> bytes:
         return error_body(error)

@@ -9,6 +9,8 @@ from pydantic import Field, ValidationError
 
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.vocabulary.chat import ChatRequest
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
+from secure_llm_proxy.web.openai.chat_request import needs_of, read_conversation
 from secure_llm_proxy.web.wire import Message, Parameters, invalid, require_at_most
 
 
@@ -27,4 +29,6 @@ def read_chat_completion(body: JsonObject, *, messages_max: int) -> ChatRequest:
         request = _validated(body)
     except ValidationError as error:
         raise invalid(error) from None
-    return ChatRequest(model=request.model, stream=bool(request.stream), payload=body)
+    return ChatRequest(
+        request.model, bool(request.stream), body, WireFormat.OPENAI_CHAT, read_conversation, needs_of(body)
+    )
