@@ -55,6 +55,9 @@ def error_of(
         )
     if status in _PASSED_ON:
         kind = reported.kind or FailureKind.REJECTED
+        if kind is FailureKind.CREDENTIALS:
+            # Of our account, not of the request: Anthropic tells an empty one so.
+            return UpstreamFailed(REFUSED_CREDENTIALS, failure=kind, detail=detail)
         return UpstreamRefused(
             scrubber.message(reported.message) or REFUSED,
             status=status,

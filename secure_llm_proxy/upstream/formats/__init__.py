@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from secure_llm_proxy.upstream.formats.anthropic_count_tokens import AnthropicCountTokens
+from secure_llm_proxy.upstream.formats.anthropic_messages import AnthropicMessages
 from secure_llm_proxy.upstream.formats.face import ProviderFormat
 from secure_llm_proxy.upstream.formats.openai_chat import OpenAiChat
 from secure_llm_proxy.vocabulary.wire_formats import Operation, WireFormat
 
-_ALL: tuple[ProviderFormat, ...] = (OpenAiChat(),)
+_ALL: tuple[ProviderFormat, ...] = (OpenAiChat(), AnthropicMessages(), AnthropicCountTokens())
 
 FORMATS: Mapping[WireFormat, ProviderFormat] = {format_.format: format_ for format_ in _ALL}
 
