@@ -18,14 +18,24 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from tests.support.provider import Mode, Provider, ReceivedRequest, Script, _Line
-from tests.support.provider_formats import anthropic, cohere, gemini, openai
+from tests.support.provider_formats import anthropic, azure, cohere, gemini, groq, mistral, openai, openrouter, together
 from tests.support.provider_formats.playing import Arrived, Failure, PlayedProvider, Reply, dumped, split_query
 from tests.support.provider_formats.shapes import Misfit
 
 if TYPE_CHECKING:
     import ssl
 
-PLAYED: tuple[PlayedProvider, ...] = (openai.PROVIDER, anthropic.PROVIDER, gemini.PROVIDER, cohere.PROVIDER)
+PLAYED: tuple[PlayedProvider, ...] = (
+    openai.PROVIDER,
+    anthropic.PROVIDER,
+    gemini.PROVIDER,
+    cohere.PROVIDER,
+    mistral.PROVIDER,
+    groq.PROVIDER,
+    openrouter.PROVIDER,
+    together.PROVIDER,
+    azure.PROVIDER,
+)
 _LAST_CHUNK = b"0\r\n\r\n"
 
 

@@ -413,7 +413,8 @@ class Manner:
     """How a member of the family differs from OpenAI in what it answers.
 
     `usage_when` tells when a stream brings its usage; `usage_at` whether that is an event of its own, as OpenAI has it, or
-    stands in the last event with a choice. `reasoning` names the fields of thoughts, where they are told.
+    stands in the last event with a choice. `reasoning` names the fields of thoughts, where they are told;
+    `thoughts_in_content` tells them as Mistral does, as a part of the content. `comment` opens every stream.
     """
 
     usage_when: str = "asked"
@@ -422,6 +423,8 @@ class Manner:
     chunk_extras: Mapping[str, object] | None = None
     answer_extras: Mapping[str, object] | None = None
     comment: bytes = b""
+    thoughts_in_content: bool = False
+    choice_extras: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,6 +443,7 @@ class OpenAIFamily:
     models: tuple[str, ...] = MODELS
     dimensions_field: str = "dimensions"
     bare_models: bool = False
+    ignores_unknown: bool = False
     refuse_mid_stream: Callable[[str], bytes] | None = None
 
     def authorised(self, arrived: Arrived, key: str) -> bool:
@@ -460,7 +464,9 @@ class OpenAIFamily:
         shape, say = doors.get(arrived.path, (None, None))
         if shape is None or say is None or arrived.method != "POST":
             return self.refuse(Failure.NOT_FOUND, arrived.path)
-        if (found := misfit_of(shape, arrived.body) or further_misfit(arrived)) is not None:
+        if self.ignores_unknown:
+            arrived = replace(arrived, body=known_part(shape, arrived.body))
+        if (found := misfit_of(shape, arrived.body) or further_misfit(arrived, self.name)) is not None:
             return replace(self.refuse_misfit(found), misfit=found)
         model = arrived.view["model"].text
         failure = failure_of(model)
@@ -484,7 +490,7 @@ class OpenAIFamily:
         said = speak(asked_in_chat(view))
         if view["stream"].flag:
             return Reply(events=list(self.chat_events(view, said)))
-        message: dict[str, object] = {"role": "assistant", "content": said.text or None}
+        message: dict[str, object] = {"role": "assistant", "content": self.content(said)}
         if self.name in ("openai", "azure"):
             message |= {"refusal": None, "annotations": []}
         message |= self.thoughts(said)
@@ -493,7 +499,12 @@ class OpenAIFamily:
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.written}}
                 for call in said.calls
             ]
-        choice = {"message": message, "logprobs": logprobs(view, said), "finish_reason": FINISH[said.finish]}
+        choice = {
+            "message": message,
+            "logprobs": logprobs(view, said),
+            "finish_reason": FINISH[said.finish],
+            **(self.manner.choice_extras or {}),
+        }
         return json_reply(
             {
                 "id": "chatcmpl-played",
@@ -505,6 +516,12 @@ class OpenAIFamily:
                 **(self.manner.answer_extras or {}),
             }
         )
+
+    def content(self, said: Said) -> object:
+        if said.thought and self.manner.thoughts_in_content:
+            text = [{"type": "text", "text": said.text}] if said.text else []
+            return [thinking_part(said.thought), *text]
+        return said.text or None
 
     def thoughts(self, said: Said) -> dict[str, object]:
         return dict.fromkeys(self.manner.reasoning, said.thought) if said.thought else {}
@@ -543,6 +560,8 @@ class OpenAIFamily:
         yield from delta({"role": "assistant", "content": None if said.calls else ""})
         if thoughts := self.thoughts(said):
             yield from delta(thoughts)
+        if said.thought and self.manner.thoughts_in_content:
+            yield from delta({"content": [thinking_part(said.thought)]})
         for piece in said.pieces():
             yield from delta({"content": piece})
         for at, call in enumerate(said.calls):
@@ -612,6 +631,17 @@ class OpenAIFamily:
         if view["stream"].flag:
             return Reply(events=list(response_events(view, said)))
         return json_reply(response_object(view, said, output_items(said)))
+
+
+def thinking_part(thought: str) -> dict[str, object]:
+    return {"type": "thinking", "thinking": [{"type": "text", "text": thought}]}
+
+
+def known_part(shape: Fields, body: object) -> object:
+    """The fields of `body` that the documentation names; some providers look at no others."""
+    if not isinstance(body, dict):
+        return body
+    return {name: value for name, value in body.items() if name in shape.required or name in shape.optional}
 
 
 def usage_of(said: Said) -> dict[str, object]:
@@ -697,7 +727,7 @@ def asked_in_chat(view: View) -> Asked:
     )
 
 
-def further_misfit(arrived: Arrived) -> Misfit | None:
+def further_misfit(arrived: Arrived, provider: str) -> Misfit | None:
     """Rules between fields, as OpenAI's refusals state them."""
     view = arrived.view
     if view["stream_options"] and not view["stream"].flag:
@@ -709,7 +739,8 @@ def further_misfit(arrived: Arrived) -> Misfit | None:
     for name in ("tool_choice", "parallel_tool_calls"):
         if view[name].value is not None and not view["tools"]:
             return Misfit((name,), "value", f"'{name}' is only allowed when 'tools' are specified")
-    if view["response_format"]["type"].text == "json_object" and "json" not in str(view["messages"].value).lower():
+    wants_the_word = provider in ("openai", "azure", "groq") and view["response_format"]["type"].text == "json_object"
+    if wants_the_word and "json" not in str(view["messages"].value).lower():
         return Misfit(("messages",), "value", "'messages' must contain the word 'json' in some form")
     return unanswered_calls(list(view["messages"]))
 
