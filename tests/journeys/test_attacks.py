@@ -29,7 +29,7 @@ import pytest
 
 from tests.conftest import ROOMY
 from tests.support.certificates import Certificate
-from tests.support.clients import Answer, ask, audit_lines, connection_to, records_of, send_raw
+from tests.support.clients import ask, audit_lines, connection_to, records_of, send_raw
 from tests.support.nginx import PrivateNginx
 from tests.support.ports import free_port
 from tests.support.postgresql import PrivatePostgreSQL
@@ -37,16 +37,11 @@ from tests.support.programs import wait_until
 from tests.support.provider import Mode, Provider, ReceivedRequest
 from tests.support.redis_server import PrivateRedis
 from tests.support.running_proxy import ROOT, RunningProxy
+from tests.support.upstream_faults import UNLIMITED
 
 OPENAI = "/v1/chat/completions"
 MARK = re.compile(rb"mark-[0-9a-z]+-[0-9]+-end")
 
-UNLIMITED = {
-    "RATE_LIMIT_PER_MINUTE": "1000000",
-    "RATE_LIMIT_BURST": "100000",
-    "ADDRESS_RATE_LIMIT_PER_MINUTE": "1000000",
-    "ADDRESS_RATE_LIMIT_BURST": "100000",
-}
 IMPATIENT = {
     "UPSTREAM_FIRST_BYTE_TIMEOUT_S": "2",
     "UPSTREAM_IDLE_TIMEOUT_S": "2",
@@ -426,110 +421,6 @@ def test_a_body_that_stops_half_way_is_recorded_and_leaves_nothing_behind(attack
 
 
 # --- a provider that lies ---------------------------------------------------------------------------------------------
-
-# What the log must say of each way to fail. Ways that may end well or badly are not listed and must end somehow.
-_ENDS: Mapping[Mode, tuple[str, str]] = {
-    Mode.OK: ("complete", "complete"),
-    Mode.INTERIM: ("complete", "complete"),
-    Mode.UNTIL_CLOSE: ("complete", "complete"),
-    Mode.ERROR: ("upstream_error", "upstream_error"),
-    Mode.UNAUTHORIZED: ("upstream_error", "upstream_error"),
-    Mode.REDIRECT: ("upstream_error", "upstream_error"),
-    Mode.NO_CONTENT: ("upstream_error", "upstream_error"),
-    Mode.HANG_BEFORE_HEADERS: ("upstream_timeout", "upstream_timeout"),
-    Mode.HANG_IN_HEADERS: ("upstream_timeout", "upstream_timeout"),
-    Mode.HANG_MID_STREAM: ("upstream_timeout", "upstream_timeout"),
-    Mode.SLOW_DRIP: ("upstream_timeout", "upstream_timeout"),
-    Mode.RESET_AT_BYTE: ("upstream_error", "upstream_error"),
-    Mode.CLOSE_AT_BYTE: ("upstream_error", "upstream_error"),
-    Mode.EARLY_CLOSE: ("upstream_error", "upstream_error"),
-    Mode.LENGTH_TOO_LONG: ("upstream_error", "upstream_error"),
-    Mode.TWO_LENGTHS: ("upstream_error", "upstream_error"),
-    Mode.BAD_CHUNK_SIZE: ("upstream_error", "upstream_error"),
-    Mode.NOT_HTTP: ("upstream_error", "upstream_error"),
-    Mode.HEADER_FLOOD: ("upstream_error", "upstream_error"),
-    Mode.HEADER_ENDLESS: ("upstream_error", "upstream_error"),
-    Mode.GZIP: ("upstream_error", "upstream_error"),
-    Mode.INVALID_JSON: ("upstream_error", "upstream_error"),
-    Mode.NOT_AN_OBJECT: ("upstream_error", "upstream_error"),
-    Mode.DUPLICATE_KEYS: ("upstream_error", "upstream_error"),
-    Mode.LONE_SURROGATE: ("upstream_error", "upstream_error"),
-    Mode.BAD_UTF8: ("upstream_error", "upstream_error"),
-    Mode.NO_CHOICES: ("upstream_error", "upstream_error"),
-    Mode.ERROR_WITH_200: ("upstream_error", "upstream_error"),
-    Mode.HUGE_BODY: ("upstream_error", "upstream_error"),
-    Mode.HUGE_CHUNKED_BODY: ("upstream_error", "upstream_error"),
-}
-_STREAM_ENDS: Mapping[Mode, str] = {
-    Mode.HUGE_EVENT: "upstream_error",
-    Mode.NO_END: "upstream_error",
-    Mode.ONLY_DONE: "upstream_error",
-    Mode.ERROR_EVENT: "upstream_error",
-    Mode.NAMED_ERROR_EVENT: "upstream_error",
-    Mode.PLAIN_FOR_A_STREAM: "upstream_error",
-    Mode.NO_DONE: "complete",
-    Mode.COMMENTS: "complete",
-    Mode.CRLF_EVENTS: "complete",
-}
-
-
-def test_whatever_the_provider_does_the_client_gets_a_whole_answer_and_the_log_the_truth(
-    attacked: RunningProxy, echoing: EchoingProvider
-) -> None:
-    key = attacked.shared_api_key
-    workers = attacked.worker_pids()
-    echoing.clear()
-    tried = [(mode, stream, door) for mode in Mode for stream in (False, True) for door in ("/chat", OPENAI)]
-
-    def attempt(case: tuple[Mode, bool, str]) -> Answer:
-        mode, stream, door = case
-        return ask(attacked, "POST", door, key=key, body={**_chat("mark-x-1-end", stream=stream), "model": mode})
-
-    def attempt_alone(case: tuple[Mode, bool, str]) -> Answer:
-        # A second answer that nobody asked for must come while its connection is idle: HTTP/1.1 has no name for the request
-        # that an answer belongs to, so whoever asked meanwhile would get it (docs/request-route.md).
-        answer = attempt(case)
-        _settle()
-        return answer
-
-    together = [case for case in tried if case[0] is not Mode.UNASKED_ANSWER]
-    alone = [case for case in tried if case[0] is Mode.UNASKED_ANSWER]
-    with ThreadPoolExecutor(12) as pool:
-        answers = dict(zip(together, pool.map(attempt, together), strict=True))
-    answers |= {case: attempt_alone(case) for case in alone}
-
-    wrong: list[object] = []
-    _comes_to_rest(attacked)
-    ends = {line["rid"]: line["st"] for line in _ends(attacked)}
-    assert len(answers) == len(tried)
-    for (mode, stream, door), answer in answers.items():
-        end = ends.get(answer.headers["x-request-id"])
-        expected = _STREAM_ENDS.get(mode) if stream and mode in _STREAM_ENDS else _ENDS.get(mode, (None, None))[stream]
-        if not _is_well_formed(answer, complete=end == "complete", stream=stream):
-            wrong.append((mode, stream, door, answer.status, end, answer.body[-200:]))
-        if expected is not None and end != expected:
-            wrong.append((mode, stream, door, "ended as", end, "not as", expected))
-        if b"10.0.0.7" in answer.body or b"sk-test-provider" in answer.body:
-            wrong.append((mode, stream, door, "repeats the provider's secrets"))
-    assert wrong == []
-    assert attacked.worker_pids() == workers
-
-
-def _is_well_formed(answer: Answer, *, complete: bool, stream: bool) -> bool:
-    if answer.status != http.HTTPStatus.OK:
-        return not complete and set(answer.error) == {"message", "type", "param", "code"} and answer.status != 500
-    if not stream:
-        return complete and bool(answer.json)
-    events = [event for event in answer.body.split(b"\n\n") if event]
-    if complete:
-        return events[-1] == b"data: [DONE]" and b"event: error" not in answer.body
-    *_, last = events
-    name, _, data = last.partition(b"\n")
-    return (
-        name == b"event: error"
-        and set(json.loads(data.removeprefix(b"data: "))["error"]) == {"message", "type", "param", "code"}
-        and b"[DONE]" not in answer.body
-    )
 
 
 @pytest.mark.parametrize("count", [2**63, 2**64 - 1, 1e300, -5, True, "11", None, [1]], ids=repr)

@@ -1,34 +1,41 @@
-"""A provider for tests: a real HTTP server on loopback that answers as OpenAI does, or breaks every rule on demand.
+"""A provider for tests: a real HTTP server on loopback that answers as providers do, or breaks every rule on demand.
 
-Plain sockets and threads, so that it can hang up, reset or lie at any byte. What it does is chosen by `script`, or else
-by the request's model when that is the value of a `Mode`. Everything it starts ends with its `with` block.
+Plain sockets and threads, so that it can hang up, reset or lie at any byte. The path says which wire format it speaks
+(`spoken_formats`). What it does is chosen by `script`, or else by the request's model when that is the value of a `Mode`; then
+a text "at_byte=17" in it says where (modulo the answer's length).
+Everything it starts ends with its `with` block.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-import itertools
 import json
+import re
 import socket
 import struct
 import threading
 import time
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Self, TypeAlias
+
+from tests.support.spoken_formats import OPENAI_CHAT, Json, Saying, SpokenFormat, dump, spoken_at
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
-Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
-
 # the longest that any thread of the provider waits for anything
 PATIENCE_S = 60.0
+# what `TEXT_AFTER_THE_END` says there
+LATE_TEXT = "nobody may hear this"
 _HEAD_BYTES_MAX = 65_536
 _BODY_BYTES_MAX = 64 * 2**20
+_AT_BYTE = re.compile(rb"at_byte=(\d{1,9})")
+_MODEL_IN_PATH = re.compile(r"/models/([^/:?]+):(\w+)")
 
 
 class Mode(StrEnum):
@@ -79,6 +86,41 @@ class Mode(StrEnum):
     PLAIN_FOR_A_STREAM = "plain_for_a_stream"
     UNASKED_ANSWER = "unasked_answer"  # the answer, and a moment later a second one that nobody asked for
     LATE_LAST_CHUNK = "late_last_chunk"  # [DONE], and the end of the body a second later
+    # HTTP that is none
+    SWITCHING_PROTOCOLS = "switching_protocols"  # 101, and what follows is another protocol
+    ENDLESS_INTERIM = "endless_interim"  # 100 Continue, again and again
+    SLOW_HEAD = "slow_head"  # one byte of the head each pause [pause_s]
+    BARE_LF_HEAD = "bare_lf_head"
+    FOLDED_HEADER = "folded_header"
+    NUL_IN_HEADER = "nul_in_header"
+    STATUS_OF_TWO_DIGITS = "status_of_two_digits"
+    LENGTH_NOT_A_NUMBER = "length_not_a_number"
+    TWO_DIFFERENT_LENGTHS = "two_different_lengths"
+    CODED_TRANSFER = "coded_transfer"  # Transfer-Encoding: gzip, chunked
+    # bodies that are none
+    GZIP_BOMB = "gzip_bomb"  # a gigabyte in a megabyte
+    GZIP_BOMB_AS_ERROR = "gzip_bomb_as_error"  # the same behind status 500
+    TRUNCATED_CHUNK = "truncated_chunk"  # half of an announced chunk, then an orderly close
+    HUGE_CHUNK_SIZE = "huge_chunk_size"  # a chunk of 2^64 - 1 bytes
+    ENDLESS_CHUNK_EXTENSION = "endless_chunk_extension"
+    TRAILER_FLOOD = "trailer_flood"
+    EMPTY_BODY = "empty_body"
+    HTML = "html"  # 200, and a page of somebody in between
+    DEEP_JSON = "deep_json"
+    HUGE_NUMBER = "huge_number"
+    NAN = "nan"
+    WRONG_SHAPES = "wrong_shapes"  # the right names with values of the wrong kind
+    # streams that are none
+    MALFORMED_EVENTS = "malformed_events"  # lines that no field begins
+    NUL_IN_EVENT = "nul_in_event"
+    HALF_AN_EVENT = "half_an_event"  # the stream closes in good order in the midst of an event's JSON
+    ENDLESS_COMMENTS = "endless_comments"  # signs of life, and never a word
+    CUT_IN_CHARACTERS = "cut_in_characters"  # good events, cut into pieces within UTF-8 characters and line ends
+    CR_EVENTS = "cr_events"  # lines that end at CR alone
+    MULTILINE_DATA = "multiline_data"  # good events whose JSON stands in many data lines
+    TEXT_AFTER_THE_END = "text_after_the_end"  # events behind the end mark
+    HANG_BEFORE_THE_END = "hang_before_the_end"  # all of the text and the finish, and then nothing
+    RESET_AFTER_THE_END = "reset_after_the_end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +151,22 @@ class ReceivedRequest:
 
     @property
     def model(self) -> str | None:
+        """As the body names it; Gemini's API has it in the path."""
         model = self.json.get("model") if isinstance(self.json, dict) else None
+        if not isinstance(model, str) and (in_path := _MODEL_IN_PATH.search(self.path)):
+            return in_path[1]
         return model if isinstance(model, str) else None
 
     @property
     def wants_stream(self) -> bool:
+        if (in_path := _MODEL_IN_PATH.search(self.path)) is not None:
+            return in_path[2] == "streamGenerateContent"
         return isinstance(self.json, dict) and self.json.get("stream") is True
+
+    @property
+    def spoken(self) -> SpokenFormat:
+        """The format that it is answered in."""
+        return spoken_at(self.path) or OPENAI_CHAT
 
 
 class Provider:
@@ -314,7 +366,8 @@ class Provider:
         if script is not None:
             return script
         if request.model in set(Mode):
-            return Script(Mode(request.model))
+            told = _AT_BYTE.search(request.body)
+            return Script(Mode(request.model), at_byte=int(told[1]) if told else 0)
         return Script()
 
     def _answer(self, connection: socket.socket, request: ReceivedRequest) -> bool:
@@ -374,77 +427,47 @@ _Answer: TypeAlias = "Callable[[Provider, _Line, ReceivedRequest, Script], bool]
 
 _JSON = {"Content-Type": "application/json"}
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Transfer-Encoding": "chunked"}
-_DONE = b"data: [DONE]\n\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 _REASONS = {200: "OK", 204: "No Content", 302: "Found", 401: "Unauthorized", 429: "Too Many Requests"}
 
 
 def completion_of(provider: Provider, request: ReceivedRequest) -> Json:
-    """The answer that `Mode.OK` gives to a plain chat request."""
-    return {
-        "id": "chatcmpl-test",
-        "object": "chat.completion",
-        "created": 1_795_219_200,
-        "model": request.model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": provider.reply_text},
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": provider.usage,
-    }
+    """The answer that `Mode.OK` gives to a plain request."""
+    return request.spoken.answer(_saying(provider, request))
 
 
 def events_of(provider: Provider, request: ReceivedRequest, *, finish: bool = True) -> list[bytes]:
-    """What `Mode.OK` streams before [DONE]: role, pieces of the text, finish_reason, usage if asked for."""
+    """What `Mode.OK` streams before the end mark."""
+    return request.spoken.events(_saying(provider, request), finish=finish)
 
-    def event(choices: list[Json], usage: Json = None) -> bytes:
-        chunk: dict[str, Json] = {
-            "id": "chatcmpl-test",
-            "object": "chat.completion.chunk",
-            "created": 1_795_219_200,
-            "model": request.model,
-            "choices": choices,
-        }
-        if usage is not None:
-            chunk["usage"] = usage
-        return b"data: " + _dump(chunk) + b"\n\n"
 
-    def delta(part: dict[str, Json], reason: str | None = None) -> bytes:
-        return event([{"index": 0, "delta": part, "logprobs": None, "finish_reason": reason}])
+def whole_stream_of(provider: Provider, request: ReceivedRequest) -> list[bytes]:
+    """All that `Mode.OK` streams."""
+    done = request.spoken.done
+    return [*events_of(provider, request), *([done] if done else [])]
 
-    text, count = provider.reply_text, max(provider.stream_chunks, 1)
-    edges = [len(text) * position // count for position in range(count + 1)]
-    events = [delta({"role": "assistant", "content": ""})]
-    events += [delta({"content": text[start:end]}) for start, end in itertools.pairwise(edges)]
-    if finish:
-        events.append(delta({}, "stop"))
-        options = request.json.get("stream_options") if isinstance(request.json, dict) else None
-        if isinstance(options, dict) and options.get("include_usage"):
-            events.append(event([], provider.usage))
-    return events
+
+def _saying(provider: Provider, request: ReceivedRequest) -> Saying:
+    return Saying(request.model, provider.reply_text, provider.stream_chunks, provider.usage, request.json)
 
 
 def error_body(message: str, *, code: str | None = None, param: str | None = None) -> bytes:
     """OpenAI's error object."""
-    return _dump({"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}})
+    return dump({"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}})
 
 
 def _ok(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
     path = request.path.partition("?")[0]
     if path.endswith("/models") and request.method == "GET":
         entries: list[Json] = [{"id": name, "object": "model", "owned_by": "test"} for name in provider.models]
-        return _send(line, 200, _dump({"object": "list", "data": entries}))
-    if not path.endswith("/chat/completions") or request.method != "POST":
+        return _send(line, 200, dump({"object": "list", "data": entries}))
+    if spoken_at(path) is None or request.method != "POST":
         return _send(line, 404, error_body("There is no such URL."))
     if not isinstance(request.json, dict):
         return _send(line, 400, error_body("The body is not a JSON object."))
     if request.wants_stream:
-        return _stream(line, [*events_of(provider, request), _DONE], provider.stream_pause_s)
-    return _send(line, 200, _dump(completion_of(provider, request)), headers={**_JSON, **script.headers})
+        return _stream(line, whole_stream_of(provider, request), provider.stream_pause_s)
+    return _send(line, 200, dump(completion_of(provider, request)), headers={**_JSON, **script.headers})
 
 
 def _send(line: _Line, status: int, body: bytes, *, headers: Mapping[str, str] | None = None) -> bool:
@@ -470,19 +493,24 @@ def _stream(line: _Line, events: list[bytes], pause_s: float) -> bool:
     return True
 
 
-def _error(_: Provider, line: _Line, __: ReceivedRequest, script: Script) -> bool:
-    body = script.body if script.body is not None else error_body("The provider's own words.")
+def _error_in(request: ReceivedRequest, message: str, code: str | None = None) -> bytes:
+    return dump(request.spoken.error(message, code))
+
+
+def _error(_: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    body = script.body if script.body is not None else _error_in(request, "The provider's own words.")
     return _send(line, script.status, body, headers={**_JSON, **script.headers})
 
 
-def _rate_limited(_: Provider, line: _Line, __: ReceivedRequest, script: Script) -> bool:
+def _rate_limited(_: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
     headers = dict(_JSON) if script.retry_after is None else {**_JSON, "Retry-After": script.retry_after}
-    return _send(line, 429, error_body("Slow down.", code="rate_limit_exceeded"), headers=headers)
+    return _send(line, 429, _error_in(request, "Slow down.", "rate_limit_exceeded"), headers=headers)
 
 
 def _unauthorized(_: Provider, line: _Line, request: ReceivedRequest, __: Script) -> bool:
-    key = request.headers.get("authorization", "").removeprefix("Bearer ")
-    return _send(line, 401, error_body(f"Incorrect API key provided: {key}.", code="invalid_api_key"))
+    sent = (request.headers.get(name, "") for name in ("authorization", "x-api-key", "x-goog-api-key", "api-key"))
+    key = "".join(sent).removeprefix("Bearer ")
+    return _send(line, 401, _error_in(request, f"Incorrect API key provided: {key}.", "invalid_api_key"))
 
 
 def _redirect(_: Provider, line: _Line, __: ReceivedRequest, ___: Script) -> bool:
@@ -510,9 +538,9 @@ def _hang_in_headers(_: Provider, line: _Line, __: ReceivedRequest, ___: Script)
 
 def _whole_answer(provider: Provider, request: ReceivedRequest) -> bytes:
     if request.wants_stream:
-        chunks = [_chunk(event) for event in [*events_of(provider, request), _DONE]]
+        chunks = [_chunk(event) for event in whole_stream_of(provider, request)]
         return _head(200, _EVENTS) + b"".join(chunks) + _LAST_CHUNK
-    body = _dump(completion_of(provider, request))
+    body = dump(completion_of(provider, request))
     return _head(200, {**_JSON, "Content-Length": str(len(body))}) + body
 
 
@@ -538,15 +566,18 @@ def _slow_drip(provider: Provider, line: _Line, request: ReceivedRequest, script
 
 
 def _reset_at_byte(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
-    line.send(_whole_answer(provider, request)[: script.at_byte])
-    if script.at_byte:
+    answer = _whole_answer(provider, request)
+    at_byte = script.at_byte % len(answer)
+    line.send(answer[:at_byte])
+    if at_byte:
         # lets the bytes arrive: a reset overtakes what still waits to be sent
         time.sleep(0.02)
     return line.reset()
 
 
 def _close_at_byte(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
-    line.send(_whole_answer(provider, request)[: script.at_byte])
+    answer = _whole_answer(provider, request)
+    line.send(answer[: script.at_byte % len(answer)])
     return False
 
 
@@ -555,19 +586,19 @@ def _early_close(_: Provider, __: _Line, ___: ReceivedRequest, ____: Script) -> 
 
 
 def _length_too_long(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
-    body = _dump(completion_of(provider, request))
+    body = dump(completion_of(provider, request))
     line.send(_head(200, {**_JSON, "Content-Length": str(len(body) + 10)}) + body)
     return False
 
 
 def _length_too_short(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
-    body = _dump(completion_of(provider, request))
+    body = dump(completion_of(provider, request))
     line.send(_head(200, {**_JSON, "Content-Length": str(len(body) - 10)}) + body)
     return True
 
 
 def _two_lengths(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
-    body = _dump(completion_of(provider, request))
+    body = dump(completion_of(provider, request))
     headers = {**_JSON, "Content-Length": str(len(body)), "Transfer-Encoding": "chunked"}
     line.send(_head(200, headers) + _chunk(body) + _LAST_CHUNK)
     return True
@@ -580,7 +611,7 @@ def _bad_chunk_size(_: Provider, line: _Line, request: ReceivedRequest, __: Scri
 
 
 def _chunked(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
-    body = _dump(completion_of(provider, request))
+    body = dump(completion_of(provider, request))
     line.send(_head(200, {**_JSON, "Transfer-Encoding": "chunked"}))
     for start in range(0, len(body), 7):
         line.send(_chunk(body[start : start + 7]))
@@ -590,10 +621,10 @@ def _chunked(provider: Provider, line: _Line, request: ReceivedRequest, _: Scrip
 
 def _until_close(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
     if request.wants_stream:
-        body = b"".join([*events_of(provider, request), _DONE])
+        body = b"".join(whole_stream_of(provider, request))
         line.send(_head(200, {"Content-Type": "text/event-stream"}) + body)
     else:
-        line.send(_head(200, _JSON) + _dump(completion_of(provider, request)))
+        line.send(_head(200, _JSON) + dump(completion_of(provider, request)))
     return False
 
 
@@ -616,9 +647,9 @@ def _header_endless(_: Provider, line: _Line, __: ReceivedRequest, ___: Script) 
 
 def _gzip(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
     if request.wants_stream:
-        packed = gzip.compress(b"".join([*events_of(provider, request), _DONE]))
+        packed = gzip.compress(b"".join(whole_stream_of(provider, request)))
         return _send(line, 200, packed, headers={"Content-Type": "text/event-stream", "Content-Encoding": "gzip"})
-    packed = gzip.compress(_dump(completion_of(provider, request)))
+    packed = gzip.compress(dump(completion_of(provider, request)))
     return _send(line, 200, packed, headers={**_JSON, "Content-Encoding": "gzip"})
 
 
@@ -635,7 +666,9 @@ def _broken_json(provider: Provider, line: _Line, request: ReceivedRequest, scri
     """A plain answer that is broken, or a stream whose third event is."""
     body = _BROKEN_JSON[script.mode]
     if request.wants_stream:
-        return _stream(line, [*events_of(provider, request)[:2], b"data: " + body + b"\n\n", _DONE], 0)
+        return _stream(
+            line, [*events_of(provider, request)[:2], b"data: " + body + b"\n\n", request.spoken.done or b"\n"], 0
+        )
     return _send(line, 200, body)
 
 
@@ -643,8 +676,8 @@ def _no_choices(_: Provider, line: _Line, __: ReceivedRequest, ___: Script) -> b
     return _send(line, 200, b'{"id": "x"}')
 
 
-def _error_with_200(_: Provider, line: _Line, __: ReceivedRequest, ___: Script) -> bool:
-    return _send(line, 200, error_body("Something broke."))
+def _error_with_200(_: Provider, line: _Line, request: ReceivedRequest, __: Script) -> bool:
+    return _send(line, 200, _error_in(request, "Something broke."))
 
 
 def _huge_body(_: Provider, line: _Line, __: ReceivedRequest, script: Script) -> bool:
@@ -684,34 +717,33 @@ def _no_last_newline(provider: Provider, line: _Line, request: ReceivedRequest, 
     return _stream(line, [*events[:-1], events[-1].rstrip(b"\n")], 0)
 
 
-def _only_done(_: Provider, line: _Line, __: ReceivedRequest, ___: Script) -> bool:
-    return _stream(line, [_DONE], 0)
+def _only_done(_: Provider, line: _Line, request: ReceivedRequest, ___: Script) -> bool:
+    return _stream(line, [request.spoken.done or b"\n"], 0)
 
 
 def _error_event(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
-    name = b"event: error\n" if script.mode is Mode.NAMED_ERROR_EVENT else b""
-    event = name + b"data: " + error_body("The engine at 10.0.0.7 died.", code="server_error") + b"\n\n"
+    event = request.spoken.error_event("The engine at 10.0.0.7 died.")
     if script.mode is Mode.NAMED_ERROR_EVENT:
-        event = name + b'data: {"message": "overloaded"}\n\n'
+        event = b'event: error\ndata: {"message": "overloaded"}\n\n'
     return _stream(line, [*events_of(provider, request)[:3], event], 0)
 
 
 def _comments(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
-    events = [*events_of(provider, request), _DONE]
+    events = whole_stream_of(provider, request)
     return _stream(line, [b": keep-alive\n\n" + b"data:\n\n" + b"id: 7\nretry: 5\n" + event for event in events], 0)
 
 
 def _crlf_events(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
-    events = b"".join([*events_of(provider, request), _DONE]).replace(b"\n", b"\r\n")
+    events = b"".join(whole_stream_of(provider, request)).replace(b"\n", b"\r\n")
     return _stream(line, [b"\xef\xbb\xbf" + events], 0)
 
 
 def _plain_for_a_stream(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
-    return _send(line, 200, _dump(completion_of(provider, request)))
+    return _send(line, 200, dump(completion_of(provider, request)))
 
 
 def _late_last_chunk(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
-    line.send(_head(200, _EVENTS) + b"".join(_chunk(event) for event in [*events_of(provider, request), _DONE]))
+    line.send(_head(200, _EVENTS) + b"".join(_chunk(event) for event in whole_stream_of(provider, request)))
     if not line.pause(1.0):
         return False
     line.send(_LAST_CHUNK)
@@ -725,6 +757,194 @@ def _unasked_answer(provider: Provider, line: _Line, request: ReceivedRequest, s
         return False
     line.send(answer.replace(b"test-model", b"forged-one"))
     return True
+
+
+def _raw(line: _Line, data: bytes) -> bool:
+    """Send bytes as they are and hang up."""
+    line.send(data)
+    return False
+
+
+def _switching_protocols(_: Provider, line: _Line, __: ReceivedRequest, ___: Script) -> bool:
+    line.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x05Hello")
+    return line.hang()
+
+
+def _endless_interim(_: Provider, line: _Line, __: ReceivedRequest, script: Script) -> bool:
+    while True:
+        line.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not line.pause(script.pause_s):
+            return False
+
+
+def _slow_head(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    padding = b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 4_000 + b"\r\n"
+    answer = padding + _whole_answer(provider, request).partition(b"\r\n")[2]
+    for position in range(len(answer)):
+        line.send(answer[position : position + 1])
+        if not line.pause(script.pause_s):
+            return False
+    return True
+
+
+_TWISTED_HEADS: dict[Mode, Callable[[bytes], bytes]] = {
+    Mode.BARE_LF_HEAD: lambda head: head.replace(b"\r\n", b"\n"),
+    Mode.FOLDED_HEADER: lambda head: head.replace(b"\r\n", b"\r\nX-Folded: a\r\n b\r\n", 1),
+    Mode.NUL_IN_HEADER: lambda head: head.replace(b"\r\n", b"\r\nX-Nul: a\x00b\r\n", 1),
+    Mode.STATUS_OF_TWO_DIGITS: lambda head: head.replace(b" 200 ", b" 20 "),
+    Mode.LENGTH_NOT_A_NUMBER: lambda head: head.replace(b"\r\n", b"\r\nContent-Length: 0x10\r\n", 1),
+    Mode.TWO_DIFFERENT_LENGTHS: lambda head: head.replace(
+        b"\r\n", b"\r\nContent-Length: 5\r\nContent-Length: 6\r\n", 1
+    ),
+    Mode.CODED_TRANSFER: lambda head: head.replace(b"\r\n", b"\r\nTransfer-Encoding: gzip, chunked\r\n", 1),
+}
+
+
+def _twisted_head(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    head, end, body = _whole_answer(provider, request).partition(b"\r\n\r\n")
+    return _raw(line, _TWISTED_HEADS[script.mode](head + end) + body)
+
+
+def _gzip_bomb(_: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    status = 500 if script.mode is Mode.GZIP_BOMB_AS_ERROR else 200
+    kind = _EVENTS if request.wants_stream else {**_JSON, "Transfer-Encoding": "chunked"}
+    line.send(_head(status, {**kind, "Content-Encoding": "gzip"}))
+    for _member in range(16):
+        line.send(_chunk(_packed_zeros()))
+    line.send(_LAST_CHUNK)
+    return True
+
+
+@cache
+def _packed_zeros() -> bytes:
+    """64 MiB of zeros as one member of a gzip file; a file may have many."""
+    return gzip.compress(bytes(64 * 2**20), 6)
+
+
+def _in_chunks(request: ReceivedRequest) -> bytes:
+    return _head(200, _EVENTS if request.wants_stream else {**_JSON, "Transfer-Encoding": "chunked"})
+
+
+def _broken_chunks(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    """A good beginning in chunks, and then what no chunk is."""
+    body = (
+        b"".join(events_of(provider, request)[:2])
+        if request.wants_stream
+        else dump(completion_of(provider, request))[:20]
+    )
+    line.send(_in_chunks(request) + _chunk(body))
+    if script.mode is Mode.TRUNCATED_CHUNK:
+        return _raw(line, b"40\r\n" + b"x" * 32)
+    if script.mode is Mode.HUGE_CHUNK_SIZE:
+        return _raw(line, b"ffffffffffffffff\r\n" + b"x" * 32)
+    if script.mode is Mode.ENDLESS_CHUNK_EXTENSION:
+        line.send(b"4;")
+        for _piece in range(1_024):
+            line.send(b"x=y;" * 1_024)
+        return line.hang()
+    line.send(b"0\r\n")
+    for hundred in range(1_000):
+        line.send(b"".join(b"X-Trailer-%d-%d: x\r\n" % (hundred, number) for number in range(100)))
+    return line.hang()
+
+
+def _empty_body(_: Provider, line: _Line, request: ReceivedRequest, ___: Script) -> bool:
+    return _send(line, 200, b"", headers={"Content-Type": "text/event-stream"} if request.wants_stream else _JSON)
+
+
+def _html(_: Provider, line: _Line, request: ReceivedRequest, ___: Script) -> bool:
+    page = b"<!doctype html><title>Sign in to the network</title>"
+    return _send(line, 200, page, headers={"Content-Type": "text/html; charset=utf-8"})
+
+
+_HOSTILE_JSON = {
+    Mode.DEEP_JSON: b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    Mode.HUGE_NUMBER: b'{"choices": [], "created": ' + b"9" * 10_000 + b"}",
+    Mode.NAN: b'{"choices": [], "created": NaN}',
+}
+
+
+def _hostile_json(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    body = _HOSTILE_JSON[script.mode]
+    if request.wants_stream:
+        return _stream(line, [*events_of(provider, request)[:2], b"data: " + body + b"\n\n"], 0)
+    return _send(line, 200, body)
+
+
+def _wrong_shapes(_: Provider, line: _Line, request: ReceivedRequest, ___: Script) -> bool:
+    """What holds the answer in each format, as something else."""
+    names = (
+        "choices",
+        "content",
+        "candidates",
+        "output",
+        "message",
+        "delta",
+        "content_block",
+        "item",
+        "response",
+        "data",
+    )
+    body: Json = {"id": 7, "type": "content_block_delta", **dict.fromkeys(names, 7)}
+    if request.wants_stream:
+        return _stream(line, [b"data: " + dump(body) + b"\n\n"], 0)
+    return _send(line, 200, dump(body))
+
+
+def _malformed_events(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    if not request.wants_stream:
+        return _send(line, 200, b"data: this is no JSON\n\n")
+    good = events_of(provider, request)[:2]
+    if script.mode is Mode.NUL_IN_EVENT:
+        return _stream(line, [*good, b'data: {"choices": [\x00]}\n\n'], 0)
+    if script.mode is Mode.HALF_AN_EVENT:
+        # well-framed HTTP; the JSON is not whole
+        return _stream(line, [*good, events_of(provider, request)[2][:-20]], 0)
+    return _stream(line, [*good, b"choices: none\n{\n\ndata {}\n\ndata: ]\n\n"], 0)
+
+
+def _endless_comments(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    line.send(_in_chunks(request))
+    if request.wants_stream:
+        line.send(_chunk(events_of(provider, request)[0]))
+    while line.pause(script.pause_s):
+        line.send(_chunk(b": still here\n\n" if request.wants_stream else b" "))
+    return False
+
+
+def _cut_anywhere(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    """Good answers in an unusual dress."""
+    if not request.wants_stream:
+        return _chunked(provider, line, request, script)
+    whole = b"".join(whole_stream_of(provider, request))
+    if script.mode is Mode.CR_EVENTS:
+        whole = whole.replace(b"\n", b"\r")
+    elif script.mode is Mode.MULTILINE_DATA:
+        whole = whole.replace(b', "', b',\ndata: "')
+    line.send(_head(200, _EVENTS))
+    for start in range(0, len(whole), 3):
+        line.send(_chunk(whole[start : start + 3]))
+    line.send(_LAST_CHUNK)
+    return True
+
+
+def _text_after_the_end(provider: Provider, line: _Line, request: ReceivedRequest, _: Script) -> bool:
+    late = b"".join(request.spoken.events(Saying(request.model, LATE_TEXT, 1, provider.usage, request.json)))
+    if request.wants_stream:
+        return _stream(line, [*whole_stream_of(provider, request), late], 0)
+    return _send(line, 200, dump(completion_of(provider, request)) + b"\n\n")
+
+
+def _near_the_end(provider: Provider, line: _Line, request: ReceivedRequest, script: Script) -> bool:
+    if script.mode is Mode.HANG_BEFORE_THE_END:
+        answer = _whole_answer(provider, request)
+        end = (_chunk(request.spoken.done) if request.spoken.done else b"") + _LAST_CHUNK
+        line.send(answer.removesuffix(end) if request.wants_stream else answer[:-1])
+        return line.hang()
+    line.send(_whole_answer(provider, request))
+    # lets the bytes arrive: a reset overtakes what still waits to be sent
+    time.sleep(0.02)
+    return line.reset()
 
 
 _ANSWERS: dict[Mode, _Answer] = {
@@ -772,6 +992,32 @@ _ANSWERS: dict[Mode, _Answer] = {
     Mode.PLAIN_FOR_A_STREAM: _plain_for_a_stream,
     Mode.UNASKED_ANSWER: _unasked_answer,
     Mode.LATE_LAST_CHUNK: _late_last_chunk,
+    Mode.SWITCHING_PROTOCOLS: _switching_protocols,
+    Mode.ENDLESS_INTERIM: _endless_interim,
+    Mode.SLOW_HEAD: _slow_head,
+    **dict.fromkeys(_TWISTED_HEADS, _twisted_head),
+    Mode.GZIP_BOMB: _gzip_bomb,
+    Mode.GZIP_BOMB_AS_ERROR: _gzip_bomb,
+    Mode.TRUNCATED_CHUNK: _broken_chunks,
+    Mode.HUGE_CHUNK_SIZE: _broken_chunks,
+    Mode.ENDLESS_CHUNK_EXTENSION: _broken_chunks,
+    Mode.TRAILER_FLOOD: _broken_chunks,
+    Mode.EMPTY_BODY: _empty_body,
+    Mode.HTML: _html,
+    Mode.DEEP_JSON: _hostile_json,
+    Mode.HUGE_NUMBER: _hostile_json,
+    Mode.NAN: _hostile_json,
+    Mode.WRONG_SHAPES: _wrong_shapes,
+    Mode.MALFORMED_EVENTS: _malformed_events,
+    Mode.NUL_IN_EVENT: _malformed_events,
+    Mode.HALF_AN_EVENT: _malformed_events,
+    Mode.ENDLESS_COMMENTS: _endless_comments,
+    Mode.CUT_IN_CHARACTERS: _cut_anywhere,
+    Mode.CR_EVENTS: _cut_anywhere,
+    Mode.MULTILINE_DATA: _cut_anywhere,
+    Mode.TEXT_AFTER_THE_END: _text_after_the_end,
+    Mode.HANG_BEFORE_THE_END: _near_the_end,
+    Mode.RESET_AFTER_THE_END: _near_the_end,
 }
 
 
@@ -783,10 +1029,6 @@ def _head(status: int, headers: Mapping[str, str]) -> bytes:
 
 def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def _dump(value: Json) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def _filler(size_bytes: int) -> Iterator[bytes]:
