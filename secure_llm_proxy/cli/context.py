@@ -88,14 +88,18 @@ class CommandContext:
         return Organisations(self.clock)
 
     @cached_property
-    def second_factors(self) -> SecondFactors:
-        encryption_key = self.settings.secrets.encryption_key
-        if encryption_key is None:
+    def encryption_key(self) -> str:
+        secret = self.settings.secrets.encryption_key
+        if secret is None:
             raise OperatorError("ENCRYPTION_KEY is missing; make one with: openssl rand -hex 32")
+        return secret.get_secret_value()
+
+    @cached_property
+    def second_factors(self) -> SecondFactors:
         return SecondFactors(
             self.settings.identity,
             self.clock,
-            seal_key=derive_key(encryption_key.get_secret_value(), "slp/totp"),
+            seal_key=derive_key(self.encryption_key, "slp/totp"),
             pepper=derive_key(self.secret_key, "slp/recovery-pepper"),
         )
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 def derive_key(secret: str, label: str) -> bytes:
     """32 bytes that only `secret` and `label` together give. Of SECRET_KEY: `slp/key-pepper`, `slp/password-pepper`,
     `slp/session-pepper`, `slp/recovery-pepper`, `slp/login-pepper`, `slp/person`, `slp/throttling`; of ENCRYPTION_KEY:
-    `slp/totp`.
+    `slp/totp`, `slp/provider-keys`.
     """
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=label.encode()).derive(secret.encode())
 

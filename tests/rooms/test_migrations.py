@@ -20,6 +20,7 @@ from sqlalchemy.exc import DatabaseError
 import secure_llm_proxy.admission.models
 import secure_llm_proxy.audit.models
 import secure_llm_proxy.identity.models
+import secure_llm_proxy.routing.models
 from secure_llm_proxy.cli.database_schema import (
     MIGRATIONS,
     current_revision,
@@ -38,6 +39,7 @@ TABLES = {
     "users", "api_keys", "setup_tokens", "identity_revision", "identity_changes", "organisations", "projects",
     "project_members", "kill_switches", "totp_factors", "recovery_codes", "sessions", "login_troubles", "known_devices",
     "address_rules", "address_rules_revision", "audit_index", "audit_anchors", "audit_index_state",
+    "providers", "providers_revision",
 }  # fmt: skip
 KEPT_WHILE_REFERRED_TO = {"api_keys", "users", "projects"}
 assert secure_llm_proxy.identity.models  # the tables join Model.metadata when the module is imported
