@@ -8,9 +8,15 @@ from secure_llm_proxy.upstream.formats.anthropic_count_tokens import AnthropicCo
 from secure_llm_proxy.upstream.formats.anthropic_messages import AnthropicMessages
 from secure_llm_proxy.upstream.formats.face import ProviderFormat
 from secure_llm_proxy.upstream.formats.openai_chat import OpenAiChat
+from secure_llm_proxy.upstream.formats.openai_responses import OpenAiResponses
 from secure_llm_proxy.vocabulary.wire_formats import Operation, WireFormat
 
-_ALL: tuple[ProviderFormat, ...] = (OpenAiChat(), AnthropicMessages(), AnthropicCountTokens())
+_ALL: tuple[ProviderFormat, ...] = (
+    OpenAiChat(),
+    OpenAiResponses(),
+    AnthropicMessages(),
+    AnthropicCountTokens(),
+)
 
 FORMATS: Mapping[WireFormat, ProviderFormat] = {format_.format: format_ for format_ in _ALL}
 
