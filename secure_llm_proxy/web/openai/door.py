@@ -50,6 +50,21 @@ def answer_models(arrival: Arrival, wanted: str | None = None) -> Answer:
         return refused(reply.outcome, headers)
     if not isinstance(reply.outcome, tuple):
         raise TypeError("the corridor for models answers with names")
+    if "HTTP_ANTHROPIC_VERSION" in arrival.environ:
+        return answer_json(_as_anthropic_lists(reply.outcome, one=wanted is not None), headers)
     # OpenAI's `created` is the model's age, which a name alone does not tell: 0 is the honest value of a required field.
     models = [{"id": name, "object": "model", "created": 0, "owned_by": "secure-llm-proxy"} for name in reply.outcome]
     return answer_json({"object": "list", "data": models} if wanted is None else models[0], headers)
+
+
+def _as_anthropic_lists(names: tuple[str, ...], *, one: bool) -> object:
+    """For clients that say that they speak Anthropic's API (its reference of "list models", 2026-11, has the epoch stand for
+    a release date that is not known). All of them at once, whatever page is asked for.
+    """
+    models = [
+        {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"} for name in names
+    ]
+    if one:
+        return models[0]
+    ends = {"first_id": names[0], "last_id": names[-1]} if names else {"first_id": None, "last_id": None}
+    return {"data": models, "has_more": False, **ends}

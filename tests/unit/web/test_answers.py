@@ -289,6 +289,26 @@ def test_a_limit_tells_when_to_come_back(path: str) -> None:
     assert (answer.headers["X-RateLimit-Limit"], answer.headers["X-RateLimit-Remaining"]) == ("1", "0")
 
 
+def test_the_models_are_listed_in_anthropic_s_shape_for_its_clients() -> None:
+    small = make_house(models=("org/small", "large"))
+    client = make_app(small).test_client()
+    headers = {"x-api-key": KEY, "anthropic-version": "2023-06-01"}
+
+    listed = client.get("/v1/models?limit=1", headers=headers)
+    one = client.get("/v1/models/org/small", headers=headers)
+
+    small_model = {
+        "type": "model",
+        "id": "org/small",
+        "display_name": "org/small",
+        "created_at": "1970-01-01T00:00:00Z",
+    }
+    assert listed.json is not None
+    assert [model["id"] for model in listed.json["data"]] == ["org/small", "large"]
+    assert listed.json["data"][0] == one.json == small_model
+    assert (listed.json["has_more"], listed.json["first_id"], listed.json["last_id"]) == (False, "org/small", "large")
+
+
 def test_the_models_are_listed_in_openais_shape() -> None:
     client = make_app(make_house(models=("org/small", "large"))).test_client()
 
