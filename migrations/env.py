@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 import secure_llm_proxy.admission.models
 import secure_llm_proxy.audit.models
 import secure_llm_proxy.identity.models
-import secure_llm_proxy.routing.models  # noqa: F401 -- the rooms' tables join Model.metadata by this
+import secure_llm_proxy.routing.tables  # noqa: F401 -- the rooms' tables join Model.metadata by this
 from secure_llm_proxy.foundation.database import AwareDateTime, Model
 
 # Any constant of ours: whoever else migrates this PostgreSQL database at the same time waits for us.

@@ -30,7 +30,7 @@ from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import ConflictError, NotFoundError, OperatorError, StaleError, Unavailable
 from secure_llm_proxy.foundation.identifiers import ulid
 from secure_llm_proxy.foundation.upserts import insert_into
-from secure_llm_proxy.routing.models import ProviderRow, ProvidersRevisionRow
+from secure_llm_proxy.routing.tables import ProviderRow, ProvidersRevisionRow
 from secure_llm_proxy.vocabulary.providers import Patience, ProviderDefinition, provider_kinds
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 

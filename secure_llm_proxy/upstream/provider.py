@@ -84,7 +84,7 @@ class Provider:
         self._clock = clock or SystemClock()
         url = definition.base_url + (f"?{definition.query}" if definition.query else "")
         own_hosts = read_own_hosts(settings.private_hosts)
-        self._endpoint = parse_endpoint(url, own_hosts, where=f"The URL of provider {definition.name}")
+        self._endpoint = parse_endpoint(url, own_hosts, where=_where(definition))
         context = tls_context(verify=settings.ssl_verify, ca_file=settings.ca_file) if self._endpoint.secure else None
         self._pool = ConnectionPool(self._endpoint, context, idle_max=settings.connections_max)
         self._health = ProviderHealth(self._clock)
@@ -280,6 +280,12 @@ class Provider:
             key.rests_until_s = monotonic() + _REFUSED_KEY_RESTS_S
         elif error.failure is FailureKind.RATE_LIMITED:
             key.rests_until_s = monotonic() + (error.retry_after_s or _LIMITED_KEY_RESTS_S)
+
+
+def _where(definition: ProviderDefinition) -> str:
+    """What an operator must look at, at the beginning of a sentence."""
+    by_setting = definition.source == "environment" and definition.kind == "openai_compatible"
+    return "LLM_API_URL" if by_setting else f"The URL of provider {definition.name}"
 
 
 def _with_patience(settings: UpstreamSettings, definition: ProviderDefinition) -> UpstreamSettings:

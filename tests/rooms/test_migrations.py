@@ -20,7 +20,7 @@ from sqlalchemy.exc import DatabaseError
 import secure_llm_proxy.admission.models
 import secure_llm_proxy.audit.models
 import secure_llm_proxy.identity.models
-import secure_llm_proxy.routing.models
+import secure_llm_proxy.routing.tables
 from secure_llm_proxy.cli.database_schema import (
     MIGRATIONS,
     current_revision,
