@@ -623,6 +623,7 @@ class OpenAIFamily:
                 "data": [{"object": "embedding", "index": at, "embedding": made} for at, made in enumerate(vectors)],
                 "model": view["model"].text,
                 "usage": {"prompt_tokens": COUNTS.prompt, "total_tokens": COUNTS.prompt},
+                **({} if self.name in ("openai", "azure") else {"id": "embd-played"}),
             }
         )
 
