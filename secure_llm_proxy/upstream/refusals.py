@@ -43,8 +43,11 @@ def error_of(
     if status in (401, 402, 403):
         return UpstreamFailed(REFUSED_CREDENTIALS, failure=FailureKind.CREDENTIALS, detail=detail)
     reported = wire_format.read_error(_object_of(body))
+    if status == 400 and reported.kind is FailureKind.CREDENTIALS:  # noqa: PLR2004 — HTTP's own number
+        # Google refuses a key so; what it says of it is the operator's, not the client's.
+        return UpstreamFailed(REFUSED_CREDENTIALS, failure=FailureKind.CREDENTIALS, detail=detail)
     if status == 429:  # noqa: PLR2004 — HTTP's own number
-        wait_s = _retry_after_s(head.headers.get("retry-after"), now) or 1
+        wait_s = _retry_after_s(head.headers.get("retry-after"), now) or _bounded(reported.retry_after_s) or 1
         return UpstreamRefused(
             BUSY,
             status=status,
@@ -66,7 +69,9 @@ def error_of(
             param=scrubber.parameter(reported.param),
             detail=detail,
         )
-    retry_after_s = _retry_after_s(head.headers.get("retry-after"), now) if status in _SAYS_WHEN else None
+    retry_after_s = None
+    if status in _SAYS_WHEN:
+        retry_after_s = _retry_after_s(head.headers.get("retry-after"), now) or _bounded(reported.retry_after_s)
     return UpstreamFailed(FAILED, failure=FailureKind.OVERLOADED, detail=detail, retry_after_s=retry_after_s)
 
 
@@ -77,10 +82,14 @@ _CODE_OF_KIND = {
 
 
 def _object_of(body: bytes) -> JsonObject:
+    """The object of the body, or the first of a list of them (so Google refuses some streams)."""
     try:
-        return strict_json.loads_object(body)
+        value = strict_json.loads(body)
     except InvalidRequest:
         return {}
+    if isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, dict) else {}
 
 
 def _retry_after_s(value: str | None, now: datetime) -> int | None:
@@ -95,4 +104,8 @@ def _retry_after_s(value: str | None, now: datetime) -> int | None:
             seconds = int((parsedate_to_datetime(value) - now).total_seconds())
         except (TypeError, ValueError, OverflowError):
             return None
-    return min(max(seconds, 1), _RETRY_AFTER_S_MAX)
+    return _bounded(seconds)
+
+
+def _bounded(seconds: int | None) -> int | None:
+    return None if seconds is None else min(max(seconds, 1), _RETRY_AFTER_S_MAX)

@@ -31,6 +31,15 @@ class Capability(StrEnum):
     EMBEDDINGS = "embeddings"
 
 
+class Limit(StrEnum):
+    """Of what a request may hold only so many."""
+
+    STOP_SEQUENCES = "stop_sequences"
+    CHOICES = "choices"
+    TOP_LOGPROBS = "top_logprobs"
+    EMBEDDING_INPUTS = "embedding_inputs"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderKind:
     """The facts about all providers of one kind; `providers.toml` says what each field means."""
@@ -51,6 +60,7 @@ class ProviderKind:
     renames: Mapping[str, str] = field(default_factory=dict)
     drops: frozenset[str] = frozenset()
     lacks: frozenset[Capability] = frozenset()
+    limits: Mapping[Limit, int] = field(default_factory=dict)
 
 
 @cache

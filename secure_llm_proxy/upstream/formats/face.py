@@ -30,12 +30,13 @@ class Written(NamedTuple):
 
 class ReportedError(NamedTuple):
     """What stands in the body of an answer that is not 200, None where it says nothing. `kind` is set where the body tells
-    more than the status does.
+    more than the status does, `retry_after_s` where it says when to come again (a header that says so too comes first).
     """
 
     message: JsonValue = None
     param: JsonValue = None
     kind: FailureKind | None = None
+    retry_after_s: int | None = None
 
 
 class StreamReader(Protocol):

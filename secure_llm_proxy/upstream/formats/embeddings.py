@@ -1,0 +1,44 @@
+"""What formats of embeddings share. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from secure_llm_proxy.upstream.formats.face import unreadable, unsupported
+from secure_llm_proxy.upstream.formats.parameters import check_limit
+from secure_llm_proxy.vocabulary.providers import Limit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from secure_llm_proxy.foundation.errors import InvalidRequest
+    from secure_llm_proxy.foundation.strict_json import JsonValue
+    from secure_llm_proxy.vocabulary.conversation import EmbeddingRequest
+    from secure_llm_proxy.vocabulary.providers import ProviderKind
+
+_NUMBERS = frozenset({int, float})
+
+
+def texts_to_embed(request: EmbeddingRequest, kind: ProviderKind) -> list[str]:
+    """The inputs as texts. Raises `InvalidRequest` for lists of tokens, which are OpenAI's own, and for too many inputs."""
+    check_limit(kind, Limit.EMBEDDING_INPUTS, len(request.inputs), "input")
+    texts: list[str] = []
+    for text in request.inputs:
+        if not isinstance(text, str):
+            raise unsupported("input", "it reads texts, not lists of tokens.")
+        texts.append(text)
+    return texts
+
+
+def vectors_of(listed: Iterable[JsonValue]) -> tuple[tuple[float, ...], ...]:
+    """Vectors of numbers. Raises `UpstreamFailed` for anything else."""
+    vectors: list[tuple[float, ...]] = []
+    for values in listed:
+        if not isinstance(values, list) or not _NUMBERS.issuperset(map(type, values)):
+            raise unreadable("a vector is no list of numbers")
+        vectors.append(tuple(map(float, values)))  # type: ignore[arg-type]  # looked at above
+    return tuple(vectors)
+
+
+def no_stream() -> InvalidRequest:
+    return unsupported("stream", "this comes as a whole.")
