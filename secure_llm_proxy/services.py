@@ -49,6 +49,8 @@ from secure_llm_proxy.identity import (
     listen_for_revocations,
 )
 from secure_llm_proxy.routing import ModelDirectory
+from secure_llm_proxy.routing.stored_providers import REFRESH_S as PROVIDERS_REFRESH_S
+from secure_llm_proxy.routing.stored_providers import StoredProviderReader, StoredProviders
 from secure_llm_proxy.settings import Settings, UpstreamSettings
 from secure_llm_proxy.telemetry import Metrics
 from secure_llm_proxy.throttling import Throttle, open_throttle, run_heartbeat
@@ -91,6 +93,7 @@ class Services:
     violations: Violations
     throttle: Throttle
     upstream: Providers
+    stored_providers: StoredProviderReader
     routing: ModelDirectory
     journal: AuditJournal
     metrics: Metrics
@@ -102,13 +105,15 @@ class Services:
     _greenlets: list[gevent.Greenlet[..., None]] = field(default_factory=list)
 
     def start(self) -> None:
-        """Begin the background work: address rules, violations, `last_used`, the host's heartbeat, changes told by Redis,
-        counts, the audit index, and the look after exchanges that run. The address rules are read before it returns, if the database
-        answers within 3 s.
+        """Begin the background work: address rules, stored providers, violations, `last_used`, the host's heartbeat, changes
+        told by Redis, counts, the audit index, and the look after exchanges that run. Address rules and stored providers
+        are read before it returns, if the database answers within 3 s.
         """
         self.metrics.hold_back()
         _attempt(self.rule_reader.refresh)
         self._greenlets.append(gevent.spawn(_repeat, self.rule_reader.refresh, REFRESH_S))
+        _attempt(self.stored_providers.refresh)
+        self._greenlets.append(gevent.spawn(_repeat, self.stored_providers.refresh, PROVIDERS_REFRESH_S))
         if self.settings.admission.block_after_violations:
             self._greenlets.append(gevent.spawn(_repeat, self.violations.work, COUNT_S))
         flush_s = self.settings.identity.last_used_flush_s
@@ -214,7 +219,13 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     demo = settings.upstream.api_url is None
     reached = _upstream_settings(settings)
     name = DEMO if demo else PROVIDER
-    upstream = Providers(reached, [definition_of(reached, name)], clock=clock)
+    own = definition_of(reached, name)
+    upstream = Providers(reached, [own], clock=clock)
+    stored = StoredProviders(database, derive_key(encryption_key.get_secret_value(), "slp/provider-keys"), clock)
+
+    def use_stored(definitions: tuple[ProviderDefinition, ...]) -> None:
+        upstream.configure([own, *(definition for definition in definitions if definition.name != name)])
+
     routing = ModelDirectory(reached, name, lambda: upstream.list_models(name, Cancellation()), clock)
     journal = SocketJournal(settings.audit)
     violations = open_violations(
@@ -278,6 +289,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         violations=violations,
         throttle=throttle,
         upstream=upstream,
+        stored_providers=StoredProviderReader(stored, use_stored),
         routing=routing,
         journal=journal,
         metrics=metrics,

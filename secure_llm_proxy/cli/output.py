@@ -78,6 +78,13 @@ class SecretInput:
             raise OperatorError(f"No {what} came on standard input; give it there as one line.")
         return line
 
+    def read_all(self, what: str) -> list[str]:
+        """The lines that are left, without empty ones. Raises `OperatorError` naming `what` when there is none."""
+        lines = [self.read(what)]
+        lines += [line.removesuffix("\r") for line in self._lines or () if line.strip()]
+        self._lines = []
+        return lines
+
 
 def ask_new_password() -> str:
     """A password typed twice without echo."""

@@ -92,6 +92,11 @@ COMMANDS = {
     ),
     "organisations": ("projects", "organisations", "Organisations: who owns projects and users."),
     "projects": ("projects", "projects", "Projects: what keys are made for, and who may have keys in them."),
+    "providers": (
+        "providers",
+        "providers",
+        "Providers: which there are, whether they answer, and those that are kept in the database.",
+    ),
     "quarantine-api-key": (
         "keys",
         "quarantine_api_key",

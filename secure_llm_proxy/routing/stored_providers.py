@@ -307,13 +307,14 @@ class StoredProviderReader:
         self._stored = stored
         self._on_change = on_change
         self._revision: int | None = None
+        self._refused: int | None = None
         self._away = False
 
     def refresh(self) -> None:
         """Look at the revision, and read the providers if it is another one than the last time.
 
-        Database away, or no answer within 3 s: the last known ones stay. What `on_change` raises is raised, and the change
-        is offered again the next time.
+        Database away, or no answer within 3 s, or providers that `on_change` refuses with `OperatorError`: the last known ones
+        stay, the operator is told once, and the change is offered again the next time.
         """
         patience = gevent.Timeout(_PATIENCE_S)
         try:
@@ -332,7 +333,13 @@ class StoredProviderReader:
             self._note_away(error.detail)
             return
         self._away = False
-        self._on_change(definitions)
+        try:
+            self._on_change(definitions)
+        except OperatorError as error:
+            if self._refused != revision:
+                log.error("stored providers can't be used, the last known ones stay", extra={"detail": str(error)})  # noqa: TRY400  its text says it all
+            self._refused = revision
+            return
         self._revision = revision
 
     def _note_away(self, why: str | None) -> None:
