@@ -206,7 +206,7 @@ FAILURES = {
     "rate-limited": ("RateLimitError", "upstream_rate_limited"),
     "quota": ("RateLimitError", "upstream_rate_limited"),
     "context-length": ("BadRequestError", "context_length_exceeded"),
-    "content-policy": ("BadRequestError", "upstream_rejected"),
+    "content-policy": ("BadRequestError", "content_policy_violation"),
     "too-large": ("APIStatusError", "upstream_rejected"),
     "overloaded": ("InternalServerError", "upstream_error"),
     "server": ("InternalServerError", "upstream_error"),

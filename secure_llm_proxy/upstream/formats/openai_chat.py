@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 DONE = b"[DONE]"
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_CONTEXT_LENGTH_CODES = frozenset({"context_length_exceeded", "string_above_max_length", "max_tokens_exceeded"})
-_CONTENT_POLICY_CODES = frozenset({"content_filter", "content_policy_violation"})
+_CONTEXT_LENGTH_CODES = frozenset({"context_length_exceeded", "string_above_max_length", "max_tokens_exceeded", "3051"})
+_CONTENT_POLICY_CODES = frozenset({"content_filter", "content_policy_violation", "invalid_prompt"})
+# Only words tell it where a provider has no code for it: OpenRouter, Together AI, Mistral, vLLM.
+_TOO_LONG = re.compile(
+    r"maximum context length|too large for model with|tokens \+ .max_new_tokens. must be|context (?:size|window) of",
+    re.IGNORECASE,
+)
 
 
 class OpenAiChat:
@@ -62,12 +67,15 @@ class OpenAiChat:
         return OpenAiChatStream(translated=translated, shows_usage=shows_usage)
 
     def read_error(self, payload: JsonObject) -> ReportedError:
+        """OpenAI's object, or what others of this format say: Mistral's stands at the top, some say `detail` alone."""
         error = payload.get("error")
+        if error is None and ("message" in payload or "detail" in payload):
+            error = payload
         if isinstance(error, str):
             return ReportedError(error)
         if not isinstance(error, dict):
             return ReportedError()
-        code = error.get("code")
+        code, message = error.get("code"), _message_of(error)
         kind = None
         if isinstance(code, str):
             if code in _CONTEXT_LENGTH_CODES:
@@ -76,7 +84,21 @@ class OpenAiChat:
                 kind = FailureKind.CONTENT_POLICY
             elif code == "insufficient_quota":
                 kind = FailureKind.CREDENTIALS
-        return ReportedError(error.get("message"), error.get("param"), kind)
+        if kind is None and isinstance(message, str) and _TOO_LONG.search(message):
+            kind = FailureKind.CONTEXT_LENGTH
+        return ReportedError(message, error.get("param"), kind)
+
+
+def _message_of(error: JsonObject) -> JsonValue:
+    """The message; of a list of details, as FastAPI makes it, the first."""
+    message = error.get("message", error.get("detail"))
+    if isinstance(message, dict):
+        message = message.get("detail")
+    if isinstance(message, list) and message and isinstance(first := message[0], dict):
+        place, said = first.get("loc"), first.get("msg")
+        if isinstance(place, list) and isinstance(said, str):
+            return f"{'.'.join(str(step) for step in place if step != 'body')}: {said}"
+    return message
 
 
 class OpenAiChatStream:
