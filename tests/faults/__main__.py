@@ -1,4 +1,4 @@
-"""The long form of the audit log's fault tests: `python -m tests.faults SCENARIO --rounds N --seed S --json FILE`.
+"""The long form of the fault tests: `python -m tests.faults SCENARIO --rounds N --seed S --json FILE`.
 
 Exit status: 0 every bar was met, 1 one was not (each on a line of its own), 2 usage. README.md lists the scenarios.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.faults import disks, erasure, everything, honest_logs, kills, tampering
+from tests.faults import disks, erasure, everything, honest_logs, kills, tampering, upstream
 from tests.faults.outcome import Outcome, Say
 
 SCENARIOS: Mapping[str, tuple[Callable[[Outcome, Path, Say], None], int]] = {
@@ -37,6 +37,8 @@ SCENARIOS: Mapping[str, tuple[Callable[[Outcome, Path, Say], None], int]] = {
     "honest-logs": (honest_logs.honest_logs, 1000),
     "flip-bits": (tampering.flip_bits, 0),
     "tamper": (tampering.tamper, 0),
+    "upstream": (upstream.upstream, 200),
+    "leave": (upstream.leave, 2000),
 }
 _NEEDS_OWN_MOUNTS = frozenset({"fill-disk"})
 

@@ -1,4 +1,8 @@
-"""A provider that lies, breaks or hangs: the client gets a whole answer or a well-formed error, and the log says which (R14)."""
+"""A provider that lies, breaks or hangs: the client gets a whole answer or a well-formed error, and the log says which (R14).
+
+And clients that leave in the midst of an answer: at any byte, each is recorded, and the provider let go (R15, A29).
+The long forms, which also judge times: `python -m tests.faults upstream` and `leave`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import leaving
 from tests.support.certificates import Certificate
-from tests.support.clients import ask, audit_lines
+from tests.support.clients import audit_lines
 from tests.support.dialects import DIALECTS, OPENAI_CHAT, Dialect
+from tests.support.leaving import (
+    CHUNKS,
+    LONG_ANSWER,
+    PAUSE_S,
+    leave_at,
+    length_of_a_whole_stream,
+    places_in,
+    under_way,
+)
 from tests.support.nginx import PrivateNginx
 from tests.support.postgresql import PrivatePostgreSQL
 from tests.support.programs import wait_until
@@ -59,6 +73,21 @@ def fronted(
         yield proxy
 
 
+@pytest.fixture(scope="module")
+def slow_end() -> Iterator[Provider]:
+    """Says many words, one after the other."""
+    with Provider(reply_text=LONG_ANSWER, stream_chunks=CHUNKS, stream_pause_s=PAUSE_S) as provider:
+        yield provider
+
+
+@pytest.fixture(scope="module")
+def patient(slow_end: Provider, short_folder: Path) -> Iterator[RunningProxy]:
+    models = ",".join(["test-model", *(dialect.name for dialect in DIALECTS)])
+    settings = {**UNLIMITED, "LLM_API_URL": slow_end.base_url, "LLM_API_KEY": "sk-test-provider", "LLM_MODELS": models}
+    with RunningProxy(short_folder / "left", settings) as proxy:
+        yield proxy
+
+
 @pytest.mark.parametrize(
     ("shape", "dialects"), [("direct", DIALECTS), ("fronted", (OPENAI_CHAT,))], ids=["direct", "fronted"]
 )
@@ -88,12 +117,22 @@ def test_every_mode_of_the_provider_has_an_expected_end() -> None:
     assert len(ENDS) >= 25
 
 
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_whoever_leaves_at_any_byte_is_recorded_as_gone_and_the_provider_is_let_go(
+    patient: RunningProxy, slow_end: Provider, dialect: Dialect
+) -> None:
+    key, model = patient.shared_api_key, dialect.name
+    whole = length_of_a_whole_stream(patient, dialect, key=key, model=model)
+    slow_end.clear()
+
+    left = leave_at(patient, dialect, places_in(whole, step=170), key=key, model=model)
+
+    wrong, _ = leaving.wrong_among(patient, slow_end, left, model=model, length=whole)
+    assert not wrong, "\n".join(wrong)
+    assert len(left) > 50
+    _comes_to_rest(patient)
+
+
 def _comes_to_rest(proxy: RunningProxy) -> None:
     """No request is under way any more: every slot was given back."""
-
-    def under_way() -> object:
-        counts = ask(proxy, "GET", "/security/status").json["security_metrics"]
-        assert isinstance(counts, dict)
-        return counts["active_clients"]
-
-    wait_until(lambda: under_way() == 0, what="no request is under way")
+    wait_until(lambda: under_way(proxy) == 0, what="no request is under way")

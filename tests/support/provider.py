@@ -169,6 +169,14 @@ class ReceivedRequest:
         return spoken_at(self.path) or OPENAI_CHAT
 
 
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A client that hung up in the midst of the answer to `request`; `at_s` by the monotonic clock."""
+
+    request: ReceivedRequest
+    at_s: float
+
+
 class Provider:
     """`with Provider() as provider:` listens on `provider.base_url` until the block ends.
 
@@ -195,6 +203,7 @@ class Provider:
         self._script: Script | None = None
         self._lock = threading.Lock()
         self._received: list[ReceivedRequest] = []
+        self._departures: list[Departure] = []
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._connections = 0
@@ -230,6 +239,12 @@ class Provider:
     def chats(self) -> list[ReceivedRequest]:
         """The chat requests among `received`."""
         return [request for request in self.received if request.path.partition("?")[0].endswith("/chat/completions")]
+
+    @property
+    def departures(self) -> list[Departure]:
+        """Clients that left in the midst of an answer since the last `clear`; a copy."""
+        with self._lock:
+            return list(self._departures)
 
     @property
     def connections(self) -> int:
@@ -268,6 +283,7 @@ class Provider:
         """Forget requests and scripts; connections stay."""
         with self._lock:
             self._received.clear()
+            self._departures.clear()
             self._script = None
             self._active_max = self._active
         self._disconnected.clear()
@@ -373,13 +389,19 @@ class Provider:
     def _answer(self, connection: socket.socket, request: ReceivedRequest) -> bool:
         """Answer as scripted; False when the connection is to be closed."""
         script = self._take_script(request)
-        line = _Line(connection, self._disconnected)
+
+        def left() -> None:
+            with self._lock:
+                self._departures.append(Departure(request, time.monotonic()))
+            self._disconnected.set()
+
+        line = _Line(connection, left)
         try:
             return self._play(line, request, script)
         except OSError:
             # the client hung up while we wrote, or `stop` closed the connection
             if not self._stopping.is_set():
-                self._disconnected.set()
+                line.leave()
             return False
 
     def _play(self, line: _Line, request: ReceivedRequest, script: Script) -> bool:
@@ -390,9 +412,15 @@ class Provider:
 class _Line:
     """The connection as an answer sees it."""
 
-    def __init__(self, connection: socket.socket, disconnected: threading.Event) -> None:
+    def __init__(self, connection: socket.socket, left: Callable[[], None]) -> None:
         self._connection = connection
-        self._disconnected = disconnected
+        self._on_leaving: Callable[[], None] | None = left
+
+    def leave(self) -> None:
+        """The client has hung up."""
+        tell, self._on_leaving = self._on_leaving, None
+        if tell is not None:
+            tell()
 
     def send(self, data: bytes) -> None:
         self._connection.sendall(data)
@@ -410,7 +438,7 @@ class _Line:
             left = True
         self._connection.settimeout(PATIENCE_S)
         if left:
-            self._disconnected.set()
+            self.leave()
         return not left
 
     def hang(self) -> bool:
