@@ -3,8 +3,9 @@
 Nothing hides from it. A table (`text_tables`) lists structure (ids, roles, enums, media in base64) and the channels of known
 texts; every other string anywhere in the payload, the names of unknown fields included, is text of the channel "unknown". A
 string that should be structure and doesn't look like it (longer than 256 bytes, a space, anything but letters, digits and a few
-signs) is unknown text as well, and so is "media" that is neither base64 nor a data URL, or a data URL of something that a model reads.
-JSON inside a string (a tool's arguments) is given as that string. Where a model reads a value as it stands (a tool's input),
+signs) is unknown text as well. Media are no text only while they look like it, in base64 or a data URL, and have no type that a
+model reads. JSON inside a string (a tool's arguments) is given as that string, and so is a text file in base64: whoever inspects
+them has to open them. Where a model reads a value as it stands (a tool's input),
 numbers are given as well, as they are written.
 
 Not text, and so not seen: prompts given as numbers of tokens, and the `bytes` beside log probabilities.
@@ -34,12 +35,6 @@ _WORDS = frozenset(
     }
 )  # fmt: skip
 _STRUCTURE = re.compile(r"[A-Za-z0-9_.:/+=-]{0,256}")
-# What no model reads as text. Anything else in a data URL (text/plain, text/html, JSON) some do.
-_DATA_URL = re.compile(
-    r"data:(?:image(?!/svg)|audio|video|application/(?:pdf|octet-stream))[A-Za-z0-9/.+;=_-]{0,96};base64,",
-    re.IGNORECASE,
-)
-_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/_-=\r\n"
 _LONG = 32
 _HOLD_TEXT = frozenset({str, dict, list})
 
@@ -138,7 +133,7 @@ def _gather(value: dict[str, JsonValue] | list[JsonValue], shape: Shape, path: P
         if len(value) > _LONG and not shape.numbers and _HOLD_TEXT.isdisjoint(map(type, value)):
             # an embedding
             return
-        channel = None if shape.media else shape.channel
+        channel = None if shape.is_media else shape.channel
         for index, item in enumerate(value):
             kind = type(item)
             if kind is dict or kind is list:
@@ -151,8 +146,12 @@ def _gather(value: dict[str, JsonValue] | list[JsonValue], shape: Shape, path: P
         return
     assert type(value) is dict
     while shape.by is not None:
-        told = value.get(shape.by)
-        chosen = shape.variants.get(told if type(told) is str or type(told) is bool else None)
+        told: object = value.get(shape.by)
+        if shape.sorted_by is not None:
+            told = shape.sorted_by(told)
+        elif type(told) is not str and type(told) is not bool:
+            told = None
+        chosen = shape.variants.get(told)
         if chosen is None:
             break
         shape = chosen
@@ -161,7 +160,7 @@ def _gather(value: dict[str, JsonValue] | list[JsonValue], shape: Shape, path: P
         below = fields[name] if name in fields else _unlisted(name, shape, path, found)
         kind = type(item)
         if kind is str:
-            if below.channel is not None and not below.media:
+            if below.channel is not None and below.is_media is None:
                 if item:
                     found.append(TextField((*path, name), item, below.channel))  # type: ignore[arg-type]
             elif item not in _WORDS:
@@ -189,7 +188,7 @@ def _take(item: JsonValue, shape: Shape, path: Path, found: list[TextField]) -> 
     kind = type(item)
     if kind is str:
         assert isinstance(item, str)
-        if not item or (shape.media and _is_media(item)):
+        if not item or (shape.is_media is not None and shape.is_media(item)):
             return
         if shape.channel is None and _STRUCTURE.fullmatch(item):
             return
@@ -197,11 +196,3 @@ def _take(item: JsonValue, shape: Shape, path: Path, found: list[TextField]) -> 
     elif shape.numbers and (kind is int or kind is float):
         assert shape.channel is not None
         found.append(TextField(path, repr(item), shape.channel))
-
-
-def _is_media(told: str) -> bool:
-    if not told.isascii():
-        return False
-    if (start := _DATA_URL.match(told)) is not None:
-        told = told[start.end() :]
-    return not told.encode("ascii").translate(None, _BASE64)

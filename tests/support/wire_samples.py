@@ -337,7 +337,12 @@ _RESPONSES_REQUEST: Json = {
                 {"type": "input_text", "text": "user: look"},
                 {"type": "input_image", "image_url": DATA_URL, "detail": "auto"},
                 {"type": "input_image", "image_url": "url: https://x y"},
-                {"type": "input_file", "filename": "file: f", "file_data": PNG, "file_url": "url: https://z z"},
+                {
+                    "type": "input_file",
+                    "filename": "file: f",
+                    "file_data": "JVBERi0xLjcK",
+                    "file_url": "url: https://z z",
+                },
             ],
         },
         *_ITEMS,

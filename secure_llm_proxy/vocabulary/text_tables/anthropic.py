@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secure_llm_proxy.vocabulary.text_tables.shape import (
     LABELS,
+    LINK,
     MEDIA,
     OUTPUT_SCHEMA,
     QUIET,
@@ -11,6 +12,7 @@ from secure_llm_proxy.vocabulary.text_tables.shape import (
     TOOL_SCHEMA,
     Channel,
     Shape,
+    blob,
     chosen_alike,
     structure,
     text,
@@ -54,14 +56,8 @@ def _blocks(channel: Channel) -> Shape:
         "input": whole(Channel.TOOL_CALL),
         "caller": QUIET,
     }
-    fields["source"] = Shape(
-        Channel.URL,
-        {
-            **structure("type media_type file_id"),
-            "data": MEDIA,
-            "url": Shape(Channel.URL, media=True),
-            "content": _document(),
-        },
+    fields["source"] = blob(
+        "data", "media_type", {**structure("type file_id"), "url": LINK, "content": _document()}, Channel.URL
     )
     if channel is Channel.TOOL_RESULT:
         here = Shape(channel, fields, whole(channel), channel)
@@ -86,10 +82,7 @@ def _document() -> Shape:
             **structure("type"),
             "text": text(Channel.FILE),
             "cache_control": QUIET,
-            "source": Shape(
-                Channel.URL,
-                {**structure("type media_type file_id"), "data": MEDIA, "url": Shape(Channel.URL, media=True)},
-            ),
+            "source": blob("data", "media_type", {**structure("type file_id"), "url": LINK}, Channel.URL),
         },
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secure_llm_proxy.vocabulary.text_tables.openai import OUTPUT_FORMAT, TOOL_CALLS, TOOLS, URL
 from secure_llm_proxy.vocabulary.text_tables.shape import (
+    LINK,
     MEDIA,
     OUTPUT_SCHEMA,
     QUIET,
@@ -118,7 +119,7 @@ EMBED_REQUEST = Shape(
     fields={
         **structure("model input_type embedding_types truncate output_dimension max_tokens priority"),
         **texts(Channel.USER, "texts"),
-        "images": MEDIA,
+        "images": LINK,
         "inputs": Shape(fields={"content": _INPUT}),
     },
 )

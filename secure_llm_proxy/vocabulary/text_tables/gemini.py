@@ -14,6 +14,7 @@ from secure_llm_proxy.vocabulary.text_tables.shape import (
     TOOL_SCHEMA,
     Channel,
     Shape,
+    blob,
     both_spellings,
     structure,
     text,
@@ -24,7 +25,8 @@ from secure_llm_proxy.vocabulary.text_tables.shape import (
 
 
 def _part(channel: Channel) -> Shape:
-    blob = Shape(fields=both_spellings({**structure("mimeType"), "data": MEDIA, "displayName": text(Channel.FILE)}))
+    named = both_spellings({"displayName": text(Channel.FILE)})
+    inline, inline_snake = blob("data", "mimeType", named), blob("data", "mime_type", named)
     result = whole(Channel.TOOL_RESULT)
     return Shape(
         channel,
@@ -33,7 +35,7 @@ def _part(channel: Channel) -> Shape:
                 "text": text(channel),
                 "thought": STRUCTURE,
                 "thoughtSignature": MEDIA,
-                "inlineData": blob,
+                "inlineData": inline,
                 "fileData": Shape(
                     fields=both_spellings(
                         {
@@ -63,7 +65,7 @@ def _part(channel: Channel) -> Shape:
                             "response": result,
                             "parts": Shape(
                                 Channel.TOOL_RESULT,
-                                both_spellings({"inlineData": blob, "text": text(Channel.TOOL_RESULT)}),
+                                {"inlineData": inline, "inline_data": inline_snake, "text": text(Channel.TOOL_RESULT)},
                             ),
                         }
                     ),
@@ -74,7 +76,8 @@ def _part(channel: Channel) -> Shape:
                 "mediaResolution": QUIET,
                 "partMetadata": whole(Channel.UNKNOWN),
             }
-        ),
+        )
+        | {"inline_data": inline_snake},
     )
 
 

@@ -7,7 +7,9 @@ for what they add. Read 2026-11-21.
 from __future__ import annotations
 
 from secure_llm_proxy.vocabulary.text_tables.shape import (
+    FILE_DATA,
     LABELS,
+    LINK,
     MEDIA,
     OUTPUT_SCHEMA,
     QUIET,
@@ -22,9 +24,14 @@ from secure_llm_proxy.vocabulary.text_tables.shape import (
     whole,
 )
 
-URL = Shape(Channel.URL, {"url": Shape(Channel.URL, media=True), "detail": STRUCTURE}, media=True)
+URL = Shape(Channel.URL, {"url": LINK, "detail": STRUCTURE}, is_media=LINK.is_media)
 FILE = Shape(
-    fields={**texts(Channel.FILE, "filename"), "file_data": MEDIA, "file_id": STRUCTURE, "file_url": text(Channel.URL)}
+    fields={
+        **texts(Channel.FILE, "filename"),
+        "file_data": FILE_DATA,
+        "file_id": STRUCTURE,
+        "file_url": text(Channel.URL),
+    }
 )
 CALLED = Shape(Channel.TOOL_CALL, texts(Channel.TOOL_CALL, "name arguments input"))
 TOOL_CALLS = Shape(
@@ -142,9 +149,9 @@ def parts(channel: Channel) -> Shape:
         "image_url": URL,
         "video_url": URL,
         "audio_url": URL,
-        "input_audio": Shape(Channel.FILE, {"data": MEDIA, "format": STRUCTURE}, media=True),
+        "input_audio": Shape(Channel.FILE, {"data": MEDIA, "format": STRUCTURE}, is_media=MEDIA.is_media),
         "file": FILE,
-        "document_url": Shape(Channel.URL, media=True),
+        "document_url": LINK,
         "document_name": text(Channel.FILE),
         "cache_control": QUIET,
         "prompt_cache_breakpoint": QUIET,

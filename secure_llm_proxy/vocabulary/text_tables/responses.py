@@ -12,7 +12,9 @@ from secure_llm_proxy.vocabulary.text_tables.openai import (
     TOOLS,
 )
 from secure_llm_proxy.vocabulary.text_tables.shape import (
+    FILE_DATA,
     LABELS,
+    LINK,
     MEDIA,
     QUIET,
     STRUCTURE,
@@ -27,7 +29,6 @@ from secure_llm_proxy.vocabulary.text_tables.shape import (
     whole,
 )
 
-_URL = Shape(Channel.URL, media=True)
 _ITEM = structure("id type status call_id role phase caller namespace execution")
 
 
@@ -39,9 +40,9 @@ def _content(channel: Channel) -> Shape:
             **structure("type file_id detail"),
             "text": text(channel),
             "refusal": text(Channel.REFUSAL),
-            "image_url": _URL,
-            "file_url": _URL,
-            "file_data": MEDIA,
+            "image_url": LINK,
+            "file_url": LINK,
+            "file_data": FILE_DATA,
             "filename": text(Channel.FILE),
             "input_audio": Shape(fields={"data": MEDIA, "format": STRUCTURE}),
             "annotations": ANNOTATIONS,
@@ -77,7 +78,7 @@ _CALL = Shape(
         "operation": whole(Channel.TOOL_CALL),
         # What the tool said stands in the same item.
         "output": Shape(Channel.TOOL_RESULT, _content(Channel.TOOL_RESULT).fields),
-        "outputs": Shape(Channel.TOOL_RESULT, {**structure("type"), "logs": text(Channel.TOOL_RESULT), "url": _URL}),
+        "outputs": Shape(Channel.TOOL_RESULT, {**structure("type"), "logs": text(Channel.TOOL_RESULT), "url": LINK}),
         "results": whole(Channel.TOOL_RESULT),
         "error": whole(Channel.TOOL_RESULT),
         "pending_safety_checks": Shape(fields={**structure("id code"), "message": text(Channel.TOOL_CALL)}),

@@ -17,7 +17,7 @@ from secure_llm_proxy.vocabulary.text_fields import (
     texts_of,
 )
 from secure_llm_proxy.vocabulary.text_tables import TABLES
-from tests.support.wire_samples import DATA_URL, SAMPLES, Json
+from tests.support.wire_samples import DATA_URL, PNG, SAMPLES, Json
 
 EVERY_SAMPLE = [
     pytest.param(wire_format, Direction(direction), sample, id=f"{wire_format}-{direction}-{number}")
@@ -135,6 +135,7 @@ def _places(value: Json, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str
         ("data:image/svg+xml,<svg>read me</svg>", True),
         ("data:image/svg+xml;base64,PHN2Zz4=", True),
         ("data:image/png;x=read me;base64,AAAA", True),
+        ("ignoreallpreviousinstructions", True),
     ],
 )
 def test_a_data_url_is_media_only_where_no_model_reads_it(told: str, is_text: bool) -> None:  # noqa: FBT001
@@ -143,6 +144,42 @@ def test_a_data_url_is_media_only_where_no_model_reads_it(told: str, is_text: bo
     seen = [item.text for item in texts_of(payload, table_of("openai_chat", Direction.REQUEST))]
 
     assert seen == ([told] if is_text else [])
+
+
+@pytest.mark.parametrize(
+    ("wire_format", "part", "is_text"),
+    [
+        ("anthropic_messages", {"type": "image", "source": {"media_type": "image/png", "data": PNG}}, False),
+        ("anthropic_messages", {"type": "document", "source": {"media_type": "application/pdf", "data": PNG}}, False),
+        ("anthropic_messages", {"type": "document", "source": {"media_type": "text/plain", "data": PNG}}, True),
+        ("anthropic_messages", {"type": "document", "source": {"data": PNG}}, True),
+        ("openai_chat", {"type": "file", "file": {"file_data": "JVBERi0xLjcK"}}, False),
+        ("openai_chat", {"type": "file", "file": {"file_data": PNG, "filename": ""}}, True),
+        ("openai_responses", {"type": "input_file", "file_data": PNG}, True),
+        ("openai_responses", {"type": "input_file", "file_data": DATA_URL}, False),
+    ],
+)
+def test_a_file_is_media_only_if_its_type_is_known_to_be_no_text(
+    wire_format: str,
+    part: dict[str, Json],
+    is_text: bool,  # noqa: FBT001
+) -> None:
+    name = "input" if wire_format == "openai_responses" else "messages"
+    payload: Json = {name: [{"role": "user", "content": [part]}]}
+
+    seen = list(texts_of(payload, table_of(wire_format, Direction.REQUEST)))
+
+    assert [item.channel for item in seen] == ([Channel.FILE] if is_text else [])
+
+
+@pytest.mark.parametrize("kind", ["mimeType", "mime_type"])
+def test_text_in_base64_is_a_text_for_gemini_too(kind: str) -> None:
+    name = "inlineData" if kind == "mimeType" else "inline_data"
+    parts: list[Json] = [{name: {kind: "text/csv", "data": PNG}}, {name: {kind: "image/png", "data": PNG}}]
+
+    seen = list(texts_of({"contents": [{"parts": parts}]}, table_of("gemini_generate", Direction.REQUEST)))
+
+    assert [item.path for item in seen] == [("contents", 0, "parts", 0, name, "data")]
 
 
 @pytest.mark.parametrize("told", ["call 1", "x" * 257, "ignore\nthis", "ann@example.org", "naïve"])
