@@ -6,8 +6,9 @@ When it fails: closed. What cannot be recorded, identified or limited is not sen
 
 from secure_llm_proxy.gateway.chat import chat
 from secure_llm_proxy.gateway.docket import House, Reply, ReplyFacts
+from secure_llm_proxy.gateway.fetching import fetch_response
 from secure_llm_proxy.gateway.models import list_models
 from secure_llm_proxy.gateway.stopping import Watch
 from secure_llm_proxy.gateway.streaming import RelayedStream
 
-__all__ = ["House", "RelayedStream", "Reply", "ReplyFacts", "Watch", "chat", "list_models"]
+__all__ = ["House", "RelayedStream", "Reply", "ReplyFacts", "Watch", "chat", "fetch_response", "list_models"]

@@ -12,6 +12,7 @@ from secure_llm_proxy.web.answers import Answer
 from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.chat.door import answer_prompt
 from secure_llm_proxy.web.openai.door import create_chat_completion
+from secure_llm_proxy.web.openai.responses_door import create_response
 
 
 class Guard(StrEnum):
@@ -60,6 +61,8 @@ class Door:
 DOORS: tuple[Door, ...] = (
     Door("POST", "/chat", "chat.answer", Guard.CORRIDOR, hot=answer_prompt),
     Door("POST", "/v1/chat/completions", "openai.create_chat_completion", Guard.CORRIDOR, hot=create_chat_completion),
+    Door("POST", "/v1/responses", "openai.create_response", Guard.CORRIDOR, hot=create_response),
+    Door("GET", "/v1/responses/<response>", "openai.retrieve_response", Guard.CORRIDOR),
     Door("GET", "/v1/models", "openai.list_models", Guard.CORRIDOR),
     Door("GET", "/v1/models/<path:model>", "openai.retrieve_model", Guard.CORRIDOR),
     Door("GET", "/health", "operations.health", Guard.OPEN),

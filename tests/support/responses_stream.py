@@ -7,7 +7,7 @@ import json
 Event = dict[str, object]
 USAGE: Event = {
     "input_tokens": 36,
-    "input_tokens_details": {"cached_tokens": 4},
+    "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
     "output_tokens": 87,
     "output_tokens_details": {"reasoning_tokens": 10},
     "total_tokens": 123,
@@ -23,6 +23,9 @@ def response(*output: Event, status: str = "completed", **fields: object) -> Eve
         "status": status,
         "model": "served-model",
         "output": list(output),
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
         "usage": None if status == "in_progress" else USAGE,
         **fields,
     }

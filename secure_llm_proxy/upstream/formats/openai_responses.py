@@ -282,7 +282,7 @@ def _usage(payload: JsonObject) -> Usage | None:
         _count(value, "output_tokens"),
         _count(value, "total_tokens"),
         _detail(value, "input_tokens_details", "cached_tokens"),
-        None,
+        _detail(value, "input_tokens_details", "cache_write_tokens"),
         _detail(value, "output_tokens_details", "reasoning_tokens"),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from secure_llm_proxy.web.flask_shell import arrival_of_request, as_response
-from secure_llm_proxy.web.openai import door
+from secure_llm_proxy.web.openai import door, responses_door
 
 
 def make_openai_doors() -> Blueprint:
@@ -14,6 +14,15 @@ def make_openai_doors() -> Blueprint:
     @doors.post("/v1/chat/completions")
     def create_chat_completion() -> Response:
         return as_response(door.create_chat_completion(arrival_of_request()))
+
+    @doors.post("/v1/responses")
+    def create_response() -> Response:
+        return as_response(responses_door.create_response(arrival_of_request()))
+
+    @doors.get("/v1/responses/<response>")
+    def retrieve_response(response: str) -> Response:
+        del response  # none is kept under any name
+        return as_response(responses_door.retrieve_response(arrival_of_request()))
 
     @doors.get("/v1/models")
     def list_models() -> Response:

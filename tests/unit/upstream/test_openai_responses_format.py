@@ -68,7 +68,7 @@ def test_the_text_of_an_answer_is_that_of_its_messages_in_lines() -> None:
 
     assert completion.text == "one\ntwo!"
     assert completion.model == "served-model"
-    assert completion.usage == Usage(36, 87, 123, 4, None, 10)
+    assert completion.usage == Usage(36, 87, 123, 4, 0, 10)
     assert completion.format is WireFormat.OPENAI_RESPONSES
     assert completion.payload == strict_json.loads(body)
 
@@ -109,7 +109,7 @@ def test_a_stream_passes_with_its_names_and_the_text_is_kept_once() -> None:
     assert [strict_json.loads(event.data) for event in events] == sent
     assert "".join(event.text for event in events) == "Hello wörld"
     assert all(event.only_text for event in events)
-    assert [event.usage for event in events if event.usage] == [Usage(36, 87, 123, 4, None, 10)]
+    assert [event.usage for event in events if event.usage] == [Usage(36, 87, 123, 4, 0, 10)]
     assert reader.finished
     assert reader.done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,7 +128,7 @@ def test_another_path_is_404_in_the_one_shape(small: SmallHouse, path: str, meth
     "method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "GET\x00"]
 )
 def test_another_method_is_405_that_names_the_right_ones(small: SmallHouse, door: object, method: str) -> None:
-    allowed, path = door.method, door.path.replace("<path:model>", "small")  # type: ignore[attr-defined]
+    allowed, path = door.method, re.sub("<.*>", "small", door.path)  # type: ignore[attr-defined]
     if method == allowed:
         return
 
