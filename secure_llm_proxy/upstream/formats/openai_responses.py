@@ -23,6 +23,7 @@ from secure_llm_proxy.upstream.formats.face import (
 )
 from secure_llm_proxy.upstream.formats.openai_chat import DONE, OpenAiChat
 from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent, Usage
+from secure_llm_proxy.vocabulary.sealed_reasoning import is_ours
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 if TYPE_CHECKING:
@@ -78,8 +79,13 @@ class OpenAiResponses:
     format = WireFormat.OPENAI_RESPONSES
 
     def adapt(self, payload: JsonObject, model: str, kind: ProviderKind, *, stream: bool, ask_usage: bool) -> Written:
+        """Thoughts of another provider's model, from earlier in the conversation, are left out: OpenAI refuses them."""
         del kind, ask_usage  # its streams always tell their usage
-        return Written({**payload, "model": model, "stream": stream})
+        written: JsonObject = {**payload, "model": model, "stream": stream}
+        items = payload.get("input")
+        if isinstance(items, list) and any(is_ours(item) for item in items):
+            written["input"] = [item for item in items if not is_ours(item)]
+        return Written(written)
 
     def write(self, neutral: Neutral, model: str, kind: ProviderKind, *, ask_usage: bool) -> Written:
         del neutral, model, kind, ask_usage

@@ -13,7 +13,7 @@ from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
 from secure_llm_proxy.gateway import Reply
 from secure_llm_proxy.vocabulary.chat import Completion, Usage
 from secure_llm_proxy.vocabulary.conversation import Answer, Finish, Image, Part, Reasoning, Refusal, Text, ToolCall
-from secure_llm_proxy.web.openai.responses_seal import sealed
+from secure_llm_proxy.vocabulary.sealed_reasoning import sealed
 
 COMPLETED, INCOMPLETE, IN_PROGRESS = "completed", "incomplete", "in_progress"
 
@@ -149,8 +149,7 @@ def message_item(item_id: str, status: str, parts: list[JsonValue]) -> JsonObjec
 
 def reasoning_item(item_id: str, text: str, encrypted_content: str | None) -> JsonObject:
     summary: list[JsonValue] = [{"type": "summary_text", "text": text}] if text else []
-    item: JsonObject = {"id": item_id, "type": "reasoning", "summary": summary}
-    return item if encrypted_content is None else {**item, "encrypted_content": encrypted_content}
+    return {"id": item_id, "type": "reasoning", "summary": summary, "encrypted_content": encrypted_content}
 
 
 def call_item(item_id: str, status: str, call: ToolCall) -> JsonObject:

@@ -35,6 +35,7 @@ from secure_llm_proxy.vocabulary.conversation import (
     ToolResult,
 )
 from secure_llm_proxy.vocabulary.providers import Capability
+from secure_llm_proxy.vocabulary.sealed_reasoning import opened
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 from secure_llm_proxy.web.openai.fields import (
     flag_or_none,
@@ -52,7 +53,6 @@ from secure_llm_proxy.web.openai.fields import (
     word_of,
     wrong_type,
 )
-from secure_llm_proxy.web.openai.responses_seal import opened
 from secure_llm_proxy.web.wire import ModelName, Number, invalid
 
 _TOOLS_MAX = 128

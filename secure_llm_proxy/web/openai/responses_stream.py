@@ -16,6 +16,7 @@ from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
 from secure_llm_proxy.gateway import Reply
 from secure_llm_proxy.vocabulary.chat import StreamEvent, Usage
 from secure_llm_proxy.vocabulary.conversation import Delta, DeltaKind, Finish, ToolCall
+from secure_llm_proxy.vocabulary.sealed_reasoning import sealed
 from secure_llm_proxy.web.openai.responses_answer import (
     COMPLETED,
     IN_PROGRESS,
@@ -29,7 +30,6 @@ from secure_llm_proxy.web.openai.responses_answer import (
     refusal_part,
     text_part,
 )
-from secure_llm_proxy.web.openai.responses_seal import sealed
 
 # Python 3.11 looks a member of an enumeration up slowly.
 _TEXT: Final = DeltaKind.TEXT

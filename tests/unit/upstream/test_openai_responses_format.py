@@ -17,6 +17,7 @@ from secure_llm_proxy.upstream.server_sent_events import ServerSentEvent, Server
 from secure_llm_proxy.vocabulary.chat import StreamEvent, Usage
 from secure_llm_proxy.vocabulary.conversation import Conversation
 from secure_llm_proxy.vocabulary.providers import provider_kinds
+from secure_llm_proxy.vocabulary.sealed_reasoning import sealed
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 from tests.support.responses_stream import (
     Event,
@@ -49,6 +50,16 @@ def test_only_the_model_s_name_and_the_wish_for_a_stream_are_changed() -> None:
     assert written.payload == {**payload, "model": "theirs", "stream": True}
     assert written.dropped == ()
     assert payload == before
+
+
+def test_thoughts_of_another_provider_are_left_out_and_openai_s_own_are_not() -> None:
+    own: JsonObject = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAA"}
+    other: JsonObject = {"type": "reasoning", "id": "rs_2", "summary": [], "encrypted_content": sealed("proof", None)}
+    question: JsonObject = {"role": "user", "content": "Hi."}
+
+    written = FORMAT.adapt({"input": [own, other, question]}, "m", OPENAI, stream=False, ask_usage=True)
+
+    assert written.payload["input"] == [own, question]
 
 
 def test_nothing_is_put_into_this_format() -> None:

@@ -301,7 +301,7 @@ def test_what_is_signed_is_a_thought_of_its_own() -> None:
     events = stream(event(thought("a")), event(proof("p")), event(proof("q")), event(thought("b")), event(text("c")))
 
     items = last_response(events)["output"]
-    assert [item.get("encrypted_content") for item in items] == ["slp1.s.pq", None, None]
+    assert [item.get("encrypted_content") for item in items] == ["slp1.s.pq", "slp1.n", None]
     assert [item["type"] for item in items] == ["reasoning", "reasoning", "message"]
 
 
