@@ -63,10 +63,15 @@ class Audio:
     format: str
 
 
+SEALED_BY_GEMINI = "gemini/"
+"""Looks like base64, as all sealed thought does, and no other provider's begins so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reasoning:
     """What a model thought before it answered. `signature` proves it to the provider that made it; `redacted` is sealed
-    thought that only the provider can read, and then `text` is empty.
+    thought that only the provider can read, and then `text` is empty. Gemini's begins with `SEALED_BY_GEMINI`, all other
+    is Anthropic's: neither takes what the other has sealed.
     """
 
     text: str

@@ -7,7 +7,7 @@ What differs from the neutral model, and what becomes of it:
 - Turns: neighbouring messages of one side are one turn; results of tools stand first in theirs.
 - Blank text is no block: it is left out where a message says more than that.
 - Ids of calls have an alphabet: others are replaced, in the call and in its result.
-- Reasoning without a signature can't be shown to Anthropic, which takes its own only: it is left out.
+- Reasoning without a signature, or sealed by Gemini, can't be shown to Anthropic, which takes its own only: it is left out.
 
 Source: Claude API reference (Create a Message; Structured outputs; Effort; Extended thinking; OpenAI SDK compatibility;
 Migrating to API version 2026-10-21), read 2026-11-21.
@@ -24,6 +24,7 @@ from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import InvalidRequest
 from secure_llm_proxy.upstream.formats.face import Written, unsupported
 from secure_llm_proxy.vocabulary.conversation import (
+    SEALED_BY_GEMINI,
     Audio,
     Conversation,
     File,
@@ -184,6 +185,8 @@ def _block(part: Part, ids: _CallIds, dropped: list[str]) -> JsonObject | None:
             return _document(part)
         case Reasoning():
             if part.redacted is not None:
+                if part.redacted.startswith(SEALED_BY_GEMINI):
+                    return None
                 return {"type": "redacted_thinking", "data": part.redacted}
             if part.signature:
                 return {"type": "thinking", "thinking": part.text, "signature": part.signature}

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from secure_llm_proxy.upstream.formats.face import unsupported
 from secure_llm_proxy.upstream.formats.parameters import Losses, check_limit, said
-from secure_llm_proxy.upstream.formats.turns import arguments_of, instructions_first, names_of_calls, text_of
+from secure_llm_proxy.upstream.formats.turns import arguments_of, instructions_first, names_of_calls
 from secure_llm_proxy.vocabulary.conversation import (
+    SEALED_BY_GEMINI,
     Audio,
     Conversation,
     File,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from secure_llm_proxy.vocabulary.conversation import Message, Part
     from secure_llm_proxy.vocabulary.providers import ProviderKind
 
-# Marks a sealed thought as Gemini's own: no other provider's holds this sign, which base64 has not.
-SEALED_BY_GEMINI = "gemini#"
 # Gemini 3 and later refuse a call that comes back without the signature it left with. The documented stand-in, for calls
 # that another model made, or whose client keeps no signatures.
 _NO_SIGNATURE = "skip_thought_signature_validator"
@@ -62,7 +61,7 @@ def contents_of(conversation: Conversation, model: str, lost: Losses) -> JsonObj
     """
     instruction, messages = instructions_first(conversation.messages)
     names = names_of_calls(messages)
-    signs = not model.startswith(_COUNTS_THINKING_IN_TOKENS)
+    later = not model.startswith(_COUNTS_THINKING_IN_TOKENS)
     contents: list[JsonValue] = []
     before: tuple[str, bool] | None = None
     parts: list[JsonValue] = []
@@ -70,7 +69,7 @@ def contents_of(conversation: Conversation, model: str, lost: Losses) -> JsonObj
         if message.name is not None:
             lost.drop("messages.name")
         for results in (True, False):
-            written = _parts_of(message, names, lost, results=results, signs=signs)
+            written = _parts_of(message, names, lost, results=results, later=later)
             if not written:
                 continue
             kind = ("model" if message.role is Role.ASSISTANT else "user", results)
@@ -167,13 +166,17 @@ def _thinking_of(conversation: Conversation, model: str, lost: Losses) -> JsonOb
     return {"thinkingLevel": effort.upper(), "includeThoughts": True}
 
 
-def _parts_of(message: Message, names: dict[str, str], lost: Losses, *, results: bool, signs: bool) -> list[JsonValue]:
+def _parts_of(message: Message, names: dict[str, str], lost: Losses, *, results: bool, later: bool) -> list[JsonValue]:
     """Either what a message holds of results of tools, or all else. Of calls made at once, the first carries the signature."""
     written: list[JsonValue] = []
     sealed: str | None = None
     called = False
     for part in message.parts:
-        if isinstance(part, ToolResult) is not results:
+        if isinstance(part, ToolResult):
+            if results:
+                written.append(_result(part, names, shows_media=later))
+            continue
+        if results:
             continue
         if isinstance(part, Reasoning):
             if part.redacted is not None:
@@ -188,16 +191,16 @@ def _parts_of(message: Message, names: dict[str, str], lost: Losses, *, results:
             }
             if sealed is not None:
                 call["thoughtSignature"] = sealed
-            elif signs and not called:
+            elif later and not called:
                 call["thoughtSignature"] = _NO_SIGNATURE
             sealed, called = None, True
             written.append(call)
         else:
-            written.append(_part_of(part, names, lost))
+            written.append(_part_of(part, lost))
     return written
 
 
-def _part_of(part: Part, names: dict[str, str], lost: Losses) -> JsonObject:
+def _part_of(part: Part, lost: Losses) -> JsonObject:
     match part:
         case Text() | Refusal():
             return {"text": part.text}
@@ -213,8 +216,6 @@ def _part_of(part: Part, names: dict[str, str], lost: Losses) -> JsonObject:
             return {
                 "inlineData": {"mimeType": _AUDIO_TYPES.get(part.format, f"audio/{part.format}"), "data": part.data}
             }
-        case ToolResult():
-            return _result(part, names)
         case _:
             raise AssertionError(f"{type(part).__name__} has a place of its own")
 
@@ -226,10 +227,22 @@ def _media(data: str | None, url: str | None, media_type: str | None, otherwise:
     return {"inlineData": {"mimeType": media_type or otherwise, "data": data or ""}}
 
 
-def _result(result: ToolResult, names: dict[str, str]) -> JsonObject:
+def _result(result: ToolResult, names: dict[str, str], *, shows_media: bool) -> JsonObject:
     name = names.get(result.call_id) or result.name
     if not name:
         raise unsupported("messages", "a tool's result belongs to no call that stands before it.")
-    text = text_of(result.parts, "a tool's result is text alone.")
-    response: JsonObject = {"error" if result.is_error else "output": text}
-    return {"functionResponse": said(id=result.call_id or None, name=name, response=response)}
+    texts: list[str] = []
+    media: list[JsonValue] = []
+    for part in result.parts:
+        if isinstance(part, Text):
+            texts.append(part.text)
+        elif part.data is None or not shows_media:
+            raise unsupported(
+                "messages", "in a tool's result this model reads texts alone, later ones inline media too."
+            )
+        else:
+            otherwise = "image/jpeg" if isinstance(part, Image) else "application/pdf"
+            media.append(_media(part.data, None, part.media_type, otherwise))
+    response: JsonObject = {"error" if result.is_error else "output": "".join(texts)}
+    told = said(id=result.call_id or None, name=name, response=response, parts=media or None)
+    return {"functionResponse": told}

@@ -22,16 +22,12 @@ from secure_llm_proxy.upstream.formats.face import (
     unreadable,
     unsupported,
 )
-from secure_llm_proxy.upstream.formats.gemini_contents import (
-    SEALED_BY_GEMINI,
-    contents_of,
-    generation_config_of,
-    tools_of,
-)
+from secure_llm_proxy.upstream.formats.gemini_contents import contents_of, generation_config_of, tools_of
 from secure_llm_proxy.upstream.formats.gemini_errors import raise_reported, reported_error
 from secure_llm_proxy.upstream.formats.parameters import Losses
 from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent, Usage
 from secure_llm_proxy.vocabulary.conversation import (
+    SEALED_BY_GEMINI,
     Answer,
     Choice,
     Conversation,

@@ -185,6 +185,7 @@ def test_thoughts_are_shown_to_the_one_who_signed_them_only() -> None:
                 (
                     Reasoning("mine", signature="c2ln"),
                     Reasoning("", redacted="c2VhbGVk"),
+                    Reasoning("", redacted="gemini/c2VhbGVk"),
                     Reasoning("somebody else's"),
                     Refusal("I can't say."),
                 ),

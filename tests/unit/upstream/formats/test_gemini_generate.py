@@ -194,6 +194,31 @@ def test_a_signature_that_came_with_a_call_goes_back_with_it_and_a_stranger_s_do
     assert "c2lnbmVk" not in json.dumps(signed("c2lnbmVk"))
 
 
+def test_media_in_a_tool_s_result_go_inline_to_the_models_that_see_them_there() -> None:
+    call = Message(Role.ASSISTANT, (ToolCall("c", "photo", "{}"),))
+    result = ToolResult("c", (Text("here"), Image(data="iVBORw0KGgo=", media_type="image/png")))
+    conversation = talk(user("hi"), call, Message(Role.TOOL, (result,)))
+
+    contents = write(conversation, "gemini-3-pro").payload["contents"]
+
+    assert isinstance(contents, list)
+    assert contents[2] == {
+        "role": "user",
+        "parts": [
+            {
+                "functionResponse": {
+                    "id": "c",
+                    "name": "photo",
+                    "response": {"output": "here"},
+                    "parts": [{"inlineData": {"mimeType": "image/png", "data": "iVBORw0KGgo="}}],
+                }
+            }
+        ],
+    }
+    with pytest.raises(InvalidRequest):
+        write(conversation, "gemini-2.5-flash")
+
+
 def test_a_later_instruction_stays_in_its_place_as_the_user_s() -> None:
     written = write(talk(system("first"), user("a"), assistant("b"), system("later"), user("c")))
 
@@ -403,7 +428,7 @@ def test_an_answer_is_read_with_its_thought_its_calls_and_its_usage() -> None:
     assert choice.finish is Finish.TOOL_CALLS
     thought, said, sealed, first, second = choice.parts
     assert (thought, said) == (Reasoning("Hm."), Text("It is fine."))
-    assert sealed == Reasoning("", redacted="gemini#c2lnbmVk")
+    assert sealed == Reasoning("", redacted="gemini/c2lnbmVk")
     assert isinstance(first, ToolCall)
     assert (first.name, first.arguments) == ("f", '{"a":1}')
     assert first.id.startswith("call_")
@@ -512,7 +537,7 @@ def test_a_stream_is_read_step_by_step() -> None:
         Delta(DeltaKind.REASONING, text="Hm."),
         Delta(DeltaKind.TEXT, text="It is "),
         Delta(DeltaKind.TEXT, text="fine."),
-        Delta(DeltaKind.REDACTED_REASONING, text="gemini#c2ln"),
+        Delta(DeltaKind.REDACTED_REASONING, text="gemini/c2ln"),
         Delta(DeltaKind.TOOL_CALL, id="c", name="f"),
         Delta(DeltaKind.TOOL_ARGUMENTS, text='{"a":1}'),
         Delta(DeltaKind.FINISH, finish=Finish.TOOL_CALLS),
