@@ -48,10 +48,10 @@ from secure_llm_proxy.identity import (
     announce_revocation,
     listen_for_revocations,
 )
-from secure_llm_proxy.routing import ModelDirectory
+from secure_llm_proxy.routing import DEMO, Routing, configured_providers, models_file_of
 from secure_llm_proxy.routing.stored_providers import REFRESH_S as PROVIDERS_REFRESH_S
 from secure_llm_proxy.routing.stored_providers import StoredProviderReader, StoredProviders
-from secure_llm_proxy.settings import Settings, UpstreamSettings
+from secure_llm_proxy.settings import Settings
 from secure_llm_proxy.telemetry import Metrics
 from secure_llm_proxy.throttling import Throttle, open_throttle, run_heartbeat
 from secure_llm_proxy.upstream import Providers
@@ -61,8 +61,6 @@ from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 
 log = logging.getLogger(__name__)
 
-PROVIDER = "openai_compatible"
-DEMO = "demo"
 _TROUBLE_KEPT_S = 1.0
 _CLEAN_UP_S = 3600.0
 
@@ -94,15 +92,19 @@ class Services:
     throttle: Throttle
     upstream: Providers
     stored_providers: StoredProviderReader
-    routing: ModelDirectory
+    routing: Routing
     journal: AuditJournal
     metrics: Metrics
     house: House
     watch: Watch
     troubles: Mapping[str, Callable[[], str | None]]
     standing: LogStanding
-    demo: bool
     _greenlets: list[gevent.Greenlet[..., None]] = field(default_factory=list)
+
+    @property
+    def demo(self) -> bool:
+        """True while nobody but the demo model answers."""
+        return DEMO in self.upstream.all
 
     def start(self) -> None:
         """Begin the background work: address rules, stored providers, violations, `last_used`, the host's heartbeat, changes
@@ -216,17 +218,22 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         clock=clock,
         on_fallback=metrics.limited_locally,
     )
-    demo = settings.upstream.api_url is None
-    reached = _upstream_settings(settings)
-    name = DEMO if demo else PROVIDER
-    own = definition_of(reached, name)
-    upstream = Providers(reached, [own], clock=clock)
+    in_file = models_file_of(settings.upstream, production=settings.is_production)
+    providers = configured_providers(settings.upstream, in_file.providers)
+    if not providers and not settings.upstream.names_a_provider:
+        raise OperatorError(
+            "No provider is configured: set LLM_API_URL or a provider's key, or start with `manage.py serve` for the demo model."
+        )
+    upstream = Providers(settings.upstream, providers, clock=clock)
+    routing = Routing(settings.upstream, lambda name: upstream.list_models(name, Cancellation()), clock)
+    routing.configure(providers, in_file.models)
     stored = StoredProviders(database, derive_key(encryption_key.get_secret_value(), "slp/provider-keys"), clock)
 
     def use_stored(definitions: tuple[ProviderDefinition, ...]) -> None:
-        upstream.configure([own, *(definition for definition in definitions if definition.name != name)])
+        found = configured_providers(settings.upstream, in_file.providers, definitions)
+        upstream.configure(found)
+        routing.configure(found, in_file.models)
 
-    routing = ModelDirectory(reached, name, lambda: upstream.list_models(name, Cancellation()), clock)
     journal = SocketJournal(settings.audit)
     violations = open_violations(
         settings.admission,
@@ -297,27 +304,6 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         watch=Watch(house.running, identity, clock),
         troubles={name: _kept(ask) for name, ask in troubles.items()},
         standing=standing,
-        demo=demo,
-    )
-
-
-def definition_of(settings: UpstreamSettings, name: str) -> ProviderDefinition:
-    """The provider of LLM_API_URL and LLM_API_KEY."""
-    keys = (settings.api_key,) if settings.api_key is not None else ()
-    return ProviderDefinition(name=name, kind=PROVIDER, base_url=settings.api_url or "", keys=keys)
-
-
-def _upstream_settings(settings: Settings) -> UpstreamSettings:
-    upstream = settings.upstream
-    if upstream.api_url is not None:
-        return upstream
-    if settings.is_production or upstream.demo_url is None:
-        raise OperatorError(
-            "No provider is configured: set LLM_API_URL, or start with `manage.py serve` for the demo model."
-        )
-    # The demo gets no key: LLM_API_KEY is meant for somebody else.
-    return upstream.model_copy(
-        update={"api_url": upstream.demo_url, "api_key": None, "models": (), "default_model": None}
     )
 
 

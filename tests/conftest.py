@@ -29,8 +29,15 @@ from tests.support.running_proxy import RunningProxy
 hypothesis_settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("patient")
 
-# Roomy limits: journeys share one address and often one key. Tests of limits start a proxy of their own.
-ROOMY = {"RATE_LIMIT_PER_MINUTE": "6000", "RATE_LIMIT_BURST": "1000", "LOGIN_RATE_LIMIT_PER_MINUTE": "6000"}
+# Roomy limits: journeys share one address and often one key. Tests of limits start a proxy of their own. They also share a
+# provider that fails on demand: what fails is neither repeated nor left alone.
+ROOMY = {
+    "RATE_LIMIT_PER_MINUTE": "6000",
+    "RATE_LIMIT_BURST": "1000",
+    "LOGIN_RATE_LIMIT_PER_MINUTE": "6000",
+    "LLM_RETRIES": "0",
+    "CIRCUIT_FAILURES": "0",
+}
 
 
 class OutsideConnection(AssertionError):

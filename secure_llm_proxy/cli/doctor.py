@@ -24,11 +24,12 @@ from secure_llm_proxy.cli.status import fetch_health
 from secure_llm_proxy.cli.usable_settings import unusable
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
-from secure_llm_proxy.services import PROVIDER, definition_of
+from secure_llm_proxy.routing import configured_providers, models_file_of
 from secure_llm_proxy.settings import Settings, SettingsError
 from secure_llm_proxy.settings.loading import load_audit_writer_settings, relaxed_settings
 from secure_llm_proxy.settings.strength import weakness_of
 from secure_llm_proxy.upstream import Provider
+from secure_llm_proxy.vocabulary.providers import ProviderDefinition, provider_kinds
 
 _PYTHON_MIN = (3, 11)
 # So many heartbeats late, a checkpoint is missing and not only awaited.
@@ -88,7 +89,7 @@ def _examine(context: CommandContext) -> Iterator[Check]:
     yield _audit_writer(settings)
     yield _disk(settings)
     yield from _evidence(context)
-    yield _guarded("provider", lambda: _provider(settings))
+    yield from _providers(settings)
     yield _server(settings)
 
 
@@ -257,17 +258,37 @@ def _anchored(context: CommandContext, state: WriterState) -> Check:
     return Check("audit anchors", Level.WARNING, what, fix.removesuffix("."))
 
 
-def _provider(settings: Settings) -> Check:
-    if settings.upstream.api_url is None:
-        return Check("provider", Level.WARNING, "none: the demo model answers", "set LLM_API_URL and LLM_API_KEY")
-    if settings.upstream.models:
-        return Check("provider", Level.OK, f"{len(settings.upstream.models)} models listed by LLM_MODELS, not asked")
-    provider = Provider(definition_of(settings.upstream, PROVIDER), settings.upstream)
+def _providers(settings: Settings) -> Iterator[Check]:
+    try:
+        definitions = configured_providers(
+            settings.upstream, models_file_of(settings.upstream, production=settings.is_production).providers
+        )
+    except OperatorError:
+        # Told already, as something with which no server starts.
+        return
+    if not definitions:
+        yield Check(
+            "provider",
+            Level.WARNING,
+            "none: the demo model answers",
+            "set LLM_API_URL and LLM_API_KEY, or a provider's key: docs/providers.md",
+        )
+    for definition in definitions:
+        yield _guarded(f"provider {definition.name}", lambda definition=definition: _provider(settings, definition))  # type: ignore[misc]  # mypy#12557
+
+
+def _provider(settings: Settings, definition: ProviderDefinition) -> Check:
+    what = f"provider {definition.name}"
+    if definition.models:
+        return Check(what, Level.OK, f"{len(definition.models)} models named for it, not asked")
+    if provider_kinds()[definition.kind].models is None:
+        return Check(what, Level.OK, "lists no models, not asked")
+    provider = Provider(definition, settings.upstream)
     try:
         models = provider.list_models(Cancellation())
     finally:
         provider.close()
-    return Check("provider", Level.OK, f"answers, {len(models)} models")
+    return Check(what, Level.OK, f"answers, {len(models)} models")
 
 
 def _server(settings: Settings) -> Check:

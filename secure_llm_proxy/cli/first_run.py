@@ -125,12 +125,12 @@ def _first_admin_and_key(context: CommandContext) -> str | None:
 def _how_to_ask(settings: Settings, key: str | None) -> str:
     address = address_of(settings)
     told = key or "YOUR_API_KEY"
-    demo = settings.upstream.api_url is None
+    demo = not settings.upstream.names_a_provider
     model = "demo" if demo else (settings.upstream.default_model or "a model that GET /v1/models lists")
     lines = [
         "",
         f"Secure LLM Proxy {__version__} is ready.",
-        *(["No provider is configured (LLM_API_URL), so the local model `demo` answers."] if demo else []),
+        *(["No provider is configured (docs/providers.md), so the local model `demo` answers."] if demo else []),
         "",
         "Ask it:",
         f"    curl -s {shlex.quote(address + '/chat')} -H 'Authorization: Bearer {told}' \\",

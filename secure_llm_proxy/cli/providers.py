@@ -27,6 +27,7 @@ from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.foundation.secret_values import derive_key
 from secure_llm_proxy.foundation.strict_json import JsonObject
+from secure_llm_proxy.routing import configured_providers, models_file_of
 from secure_llm_proxy.routing.stored_providers import (
     KeyState,
     StoredProvider,
@@ -34,8 +35,6 @@ from secure_llm_proxy.routing.stored_providers import (
     StoredProviders,
     new_provider_id,
 )
-from secure_llm_proxy.services import PROVIDER, definition_of
-from secure_llm_proxy.settings import UpstreamSettings
 from secure_llm_proxy.upstream import Providers
 from secure_llm_proxy.upstream.destinations import read_own_hosts
 from secure_llm_proxy.upstream.endpoint import Endpoint, parse_endpoint
@@ -319,8 +318,9 @@ def _configured(context: CommandContext) -> list[_Configured]:
 
 def _elsewhere(context: CommandContext) -> Iterable[ProviderDefinition]:
     """Those that are configured outside the database."""
-    upstream: UpstreamSettings = context.settings.upstream
-    return (definition_of(upstream, PROVIDER),) if upstream.api_url is not None else ()
+    upstream = context.settings.upstream
+    in_file = models_file_of(upstream, production=context.settings.is_production)
+    return configured_providers(upstream, in_file.providers)
 
 
 def _stored(context: CommandContext) -> StoredProviders:

@@ -38,7 +38,7 @@ def show_status(context: CommandContext, *, as_json: bool) -> None:
         "redis": "configured" if settings.redis.url is not None else "not used (one worker)",
         "audit_log": _audit_state(settings),
         "audit_evidence": _audit_evidence(context),
-        "provider": "configured" if settings.upstream.api_url is not None else "none, the demo model answers",
+        "provider": "configured" if settings.upstream.names_a_provider else "none, the demo model answers",
         "relaxed_settings": [f"{name} {why}" for name, why in relaxed_settings(settings)],
     }
     if as_json:

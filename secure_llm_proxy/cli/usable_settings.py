@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from secure_llm_proxy.admission import Admission
 from secure_llm_proxy.foundation.errors import OperatorError
-from secure_llm_proxy.services import PROVIDER, definition_of
+from secure_llm_proxy.routing import ModelsFile, configured_providers, models_file_of
 from secure_llm_proxy.settings import AdmissionSettings, Settings
 from secure_llm_proxy.throttling.redis_throttle import RedisThrottle
 from secure_llm_proxy.upstream import Provider
@@ -21,8 +21,8 @@ def require_usable(settings: Settings) -> None:
 
 
 def unusable(settings: Settings) -> list[str]:
-    """A sentence for each thing wrong that only a room can judge: networks, agents, the provider's URL, key and
-    certificates, Redis' URL. Connects to nothing.
+    """A sentence for each thing wrong that only a room can judge: networks, agents, providers' URLs, keys and
+    certificates, MODELS_FILE, Redis' URL. Connects to nothing.
     """
     admission = settings.admission
     rooms: list[Callable[[], object]] = [
@@ -32,11 +32,18 @@ def unusable(settings: Settings) -> list[str]:
             for name in AdmissionSettings.model_fields
         )
     ]
-    if settings.upstream.api_url is not None:
-        rooms.append(lambda: Provider(definition_of(settings.upstream, PROVIDER), settings.upstream).close())
+    in_file = ModelsFile()
+    wrong: list[str] = []
+    try:
+        in_file = models_file_of(settings.upstream, production=settings.is_production)
+    except OperatorError as error:
+        wrong.append(str(error))
+    rooms += [
+        lambda definition=definition: Provider(definition, settings.upstream).close()  # type: ignore[misc]  # mypy#12557
+        for definition in configured_providers(settings.upstream, in_file.providers)
+    ]
     if settings.redis.url is not None:
         rooms.append(lambda: RedisThrottle(settings.throttling, settings.redis).close())
-    wrong: list[str] = []
     for build in rooms:
         try:
             build()

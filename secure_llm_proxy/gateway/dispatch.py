@@ -61,15 +61,13 @@ def _next(house: House, docket: Docket) -> UpstreamRequest | None:
     assert request is not None
     assert route is not None
     while (attempt := house.routing.next_attempt(route, docket.failures)) is not None:
-        caller = docket.caller
-        served_as = attempt.target.served_as
-        if caller is not None and caller.models is not None and served_as and served_as not in caller.models:
-            docket.failures.append(Failure(attempt.target, docket.failures[-1].kind))
+        if not docket.may_ask(attempt.target):
+            docket.failures.append(Failure(attempt.target, docket.failures[-1].kind, passed_over=True))
             continue
         try:
             written = house.upstream.write(attempt.target, request, docket.inbound.passed_headers)
         except InvalidRequest:
-            docket.failures.append(Failure(attempt.target, docket.failures[-1].kind))
+            docket.failures.append(Failure(attempt.target, docket.failures[-1].kind, passed_over=True))
             continue
         _pause(docket, attempt)
         _record(house, docket, written)

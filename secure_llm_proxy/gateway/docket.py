@@ -143,6 +143,12 @@ class Docket:
             return self.target.served_as
         return self.route.model if self.route is not None else None
 
+    def may_ask(self, target: Target) -> bool:
+        """False where the target stands for another model than was asked for, and this caller's key may not use that one."""
+        if not target.served_as or self.caller is None or self.caller.models is None:
+            return True
+        return target.served_as in self.caller.models
+
     def elapsed_s(self) -> float:
         return time.monotonic() - self.inbound.started_s
 

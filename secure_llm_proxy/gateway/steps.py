@@ -179,6 +179,8 @@ def write(house: House, docket: Docket, route: Route, request: ChatRequest) -> U
     headers = docket.inbound.passed_headers
     wrong: InvalidRequest | None = None
     for target in route.targets:
+        if not docket.may_ask(target):
+            continue
         try:
             docket.written = written = house.upstream.write(target, request, headers)
         except InvalidRequest as error:
@@ -186,7 +188,11 @@ def write(house: House, docket: Docket, route: Route, request: ChatRequest) -> U
             continue
         docket.target = target
         return written
-    assert wrong is not None
+    if wrong is None:
+        # The model itself is out of reach for the moment, and its fallbacks are not for this key.
+        raise Unavailable(
+            "The provider of this model is unavailable.", code=ErrorCode.PROVIDER_UNAVAILABLE, retry_after_s=1
+        )
     raise wrong
 
 

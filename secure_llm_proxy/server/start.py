@@ -69,7 +69,7 @@ def plan(settings: Settings, ready: str) -> Plan:
         "answers": True,
     }
     children = [writer, server]
-    if settings.upstream.api_url is None:
+    if not settings.upstream.names_a_provider:
         port = _free_port()
         server["added"]["DEMO_UPSTREAM_URL"] = f"http://127.0.0.1:{port}/v1"
         demo: ChildPlan = {

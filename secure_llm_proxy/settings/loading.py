@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -21,17 +22,21 @@ from secure_llm_proxy.settings.sections import (
     ServerSettings,
     Settings,
     TelemetrySettings,
+    UpstreamSettings,
 )
 from secure_llm_proxy.settings.strength import weakness_of
 
 # Names of the origins whose work this release does not do yet. Taking them in silence would promise what is not kept.
 NOT_YET: dict[str, str] = {
-    "MODELS_FILE": "models are listed with LLM_MODELS in this release",
     "CACHE_ENABLED": "there is no response cache yet",
     "CACHE_TTL_SECONDS": "there is no response cache yet",
     "ENABLE_REQUEST_LOGGING": "requests are always recorded in the audit log",
 }
 _NEAR_FROM, _TWO_EDITS_FROM = 6, 12
+_MODELS_FILE = Path("config/models.yaml")
+_MODELS_FILE_BYTES_MAX = 1_048_576
+# Where `config/models.yaml` says which variable holds a key.
+_REFERENCE = re.compile(r"\benv:([A-Za-z_][A-Za-z0-9_]*)")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 NONE = "none"
 # Read by our parts but not settings of ours, so they may stand in `.env` too.
@@ -77,8 +82,15 @@ def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | 
     Raises `SettingsError` with every mistake. The audit writer's key is left out: only
     `load_audit_writer_settings` hands it over.
     """
-    values, mistakes = _collect(environ, env_file)
+    collected = _collect(environ, env_file)
+    values, mistakes = collected.values, collected.mistakes
     settings = _build(values, mistakes)
+    upstream = {
+        "models_file": collected.models_file,
+        "referred": collected.referred,
+        "credentials_directory": collected.credentials_directory,
+    }
+    settings = settings.model_copy(update={"upstream": settings.upstream.model_copy(update=upstream)})
     mistakes += _contradictions(settings)
     if mistakes:
         raise SettingsError(mistakes)
@@ -89,7 +101,8 @@ def load_audit_writer_settings(
     environ: Mapping[str, str] | None = None, *, env_file: Path | None = None
 ) -> AuditSettings:
     """The audit writer's section, with its key-encryption key. Looks at no other section's values."""
-    values, mistakes = _collect(environ, env_file)
+    collected = _collect(environ, env_file)
+    values, mistakes = collected.values, collected.mistakes
     settings = _build(values, [])
     names = {setting.name for setting in settings_of(AuditSettings)}
     mistakes = [mistake for mistake in mistakes if mistake.name in names or mistake.name.startswith("AUDIT_")]
@@ -107,7 +120,18 @@ def known_settings() -> list[Setting]:
     return [described for section in SECTIONS.values() for described in settings_of(section)]
 
 
-def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> tuple[dict[str, str], list[Mistake]]:
+@dataclass(frozen=True, slots=True)
+class _Collected:
+    """`values` by setting. `referred` are the variables of which the models file says that they hold a key."""
+
+    values: dict[str, str]
+    mistakes: list[Mistake]
+    models_file: Path | None
+    referred: dict[str, SecretStr]
+    credentials_directory: Path | None
+
+
+def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> _Collected:
     environ = os.environ if environ is None else environ
     by_name = {name: setting for setting in known_settings() for name in (setting.name, *setting.synonyms)}
     mistakes: list[Mistake] = []
@@ -119,10 +143,17 @@ def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> tuple[
     if len(in_file) < len(given):
         # Not quoted: it may be the second line of a secret.
         mistakes.append(Mistake(str(path), "holds a line that is no NAME=value"))
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    credentials = _credentials(directory, by_name)
+    models_file = _models_file((in_file, credentials, environ))
+    referred = _referred_to(models_file)
     mistakes += [
         _unknown(name, by_name, f"in {path}")
         for name, value in in_file.items()
-        if name not in by_name and name not in _FOREIGN and (name not in NOT_YET or _is_promised(name, value))
+        if name not in by_name
+        and name not in _FOREIGN
+        and name not in referred
+        and (name not in NOT_YET or _is_promised(name, value))
     ]
     told = {mistake.name for mistake in mistakes}
     mistakes += [
@@ -130,9 +161,10 @@ def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> tuple[
         for name, value in environ.items()
         if name not in by_name
         and name not in told
+        and name not in referred
         and (_is_promised(name, value) or (name not in NOT_YET and _near_miss(name, by_name)))
     ]
-    for source in (in_file, _credentials(environ, by_name), environ):
+    for source in (in_file, credentials, environ):
         seen_here: dict[str, tuple[str, str]] = {}
         for name, setting in by_name.items():
             if not (value := source.get(name, "").strip()):
@@ -145,12 +177,43 @@ def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> tuple[
             seen_here[setting.name] = (name, value)
             values[setting.name] = value
         given_as.update(seen_here)
-    return values, mistakes
+    held: dict[str, SecretStr] = {}
+    keys = {
+        name
+        for setting in settings_of(UpstreamSettings)
+        if setting.secret
+        for name in (setting.name, *setting.synonyms)
+    }
+    for name in referred:
+        # Of our own settings only providers' keys: no other secret of ours is for a provider.
+        own = by_name.get(name)
+        value = values.get(own.name, "") if own else environ.get(name) or in_file.get(name, "")
+        if value.strip() and (own is None or name in keys):
+            held[name] = SecretStr(value.strip())
+    return _Collected(values, mistakes, models_file, held, Path(directory) if directory else None)
 
 
-def _credentials(environ: Mapping[str, str], by_name: Mapping[str, Setting]) -> dict[str, str]:
+def _models_file(sources: Iterable[Mapping[str, str]]) -> Path | None:
+    """MODELS_FILE as the last source has it, which must be there; else the usual place, if there is something."""
+    said = [given for source in sources if (given := source.get("MODELS_FILE", "").strip())]
+    if said:
+        return None if said[-1].lower() == NONE else Path(said[-1]).absolute()
+    return _MODELS_FILE.absolute() if os.path.lexists(_MODELS_FILE) else None
+
+
+def _referred_to(models_file: Path | None) -> frozenset[str]:
+    """The variables that stand in the file as `env:NAME`: nobody's misspelling. Whoever reads it whole tells what is wrong."""
+    if models_file is None:
+        return frozenset()
+    try:
+        with models_file.open(encoding="utf-8", errors="replace") as opened:
+            return frozenset(_REFERENCE.findall(opened.read(_MODELS_FILE_BYTES_MAX)))
+    except OSError:
+        return frozenset()
+
+
+def _credentials(directory: str | None, by_name: Mapping[str, Setting]) -> dict[str, str]:
     """systemd's LoadCredential= files, named like the setting in lower case (systemd.exec(5))."""
-    directory = environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         return {}
     found = {}
@@ -319,8 +382,7 @@ def _contradictions(settings: Settings) -> list[Mistake]:
     if url is not None and not url.startswith(("https://", "http://")):
         found.append(Mistake("LLM_API_URL", "must start with https:// or http://"))
     upstream = settings.upstream
-    if upstream.default_model and upstream.models and upstream.default_model not in upstream.models:
-        found.append(Mistake("DEFAULT_MODEL", "is not among LLM_MODELS"))
+    found += _contradictory_providers(upstream)
     longest_s = settings.limits.body_timeout_s + upstream.total_timeout_s
     if settings.throttling.slot_ttl_s < longest_s:
         found.append(
@@ -352,14 +414,51 @@ def _contradictions(settings: Settings) -> list[Mistake]:
     return found
 
 
+def _contradictory_providers(upstream: UpstreamSettings) -> list[Mistake]:
+    found = []
+    named = len(upstream.keys_by_kind()) + (upstream.api_url is not None)
+    alone = named <= 1 and upstream.models_file is None
+    if alone and upstream.default_model and upstream.models and upstream.default_model not in upstream.models:
+        found.append(Mistake("DEFAULT_MODEL", "is not among LLM_MODELS"))
+    if upstream.models and upstream.api_url is None and named > 1:
+        found.append(
+            Mistake("LLM_MODELS", "can't be told apart by provider: set LLM_API_URL, or name models in MODELS_FILE")
+        )
+    if upstream.azure_api_key is not None and upstream.azure_endpoint is None:
+        found.append(Mistake("AZURE_OPENAI_ENDPOINT", "is missing, and AZURE_OPENAI_API_KEY does not say where to go"))
+    if upstream.azure_endpoint is not None:
+        if upstream.azure_api_key is None and "AZURE_OPENAI_API_KEY" not in upstream.referred:
+            found.append(Mistake("AZURE_OPENAI_ENDPOINT", "is set without AZURE_OPENAI_API_KEY"))
+        if not upstream.azure_endpoint.startswith(("https://", "http://")):
+            found.append(Mistake("AZURE_OPENAI_ENDPOINT", "must start with https:// or http://"))
+    elif upstream.azure_api_version is not None:
+        found.append(Mistake("AZURE_OPENAI_API_VERSION", "is set without AZURE_OPENAI_ENDPOINT"))
+    return found
+
+
 def _relaxations_refused(settings: Settings) -> list[Mistake]:
     refused = [Mistake(name, f"{problem}, which production refuses") for name, problem in relaxed_settings(settings)]
-    url = urlsplit(settings.upstream.api_url or "")
-    if url.scheme == "http" and settings.upstream.api_key is not None and url.hostname not in _LOOPBACK:
-        refused.append(Mistake("LLM_API_URL", "is http, and LLM_API_KEY would cross the network in clear; use https"))
-    if settings.upstream.api_url is None:
-        refused.append(Mistake("LLM_API_URL", "is missing, and production does not route to the demo model"))
+    upstream = settings.upstream
+    for name, url, key_name, key in (
+        ("LLM_API_URL", upstream.api_url, "LLM_API_KEY", upstream.api_key),
+        ("AZURE_OPENAI_ENDPOINT", upstream.azure_endpoint, "AZURE_OPENAI_API_KEY", upstream.azure_api_key),
+    ):
+        if key is not None and crosses_in_clear(url or ""):
+            refused.append(Mistake(name, f"is http, and {key_name} would cross the network in clear; use https"))
+    if not settings.upstream.names_a_provider:
+        refused.append(
+            Mistake(
+                "LLM_API_URL",
+                "is missing, and so are every provider's key and MODELS_FILE; production does not route to the demo model",
+            )
+        )
     return refused
+
+
+def crosses_in_clear(url: str) -> bool:
+    """True for what is sent to `url` over a network without TLS."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in _LOOPBACK
 
 
 def relaxed_settings(settings: Settings) -> list[tuple[str, str]]:

@@ -6,8 +6,9 @@ synonyms. The defaults are those of the embedded profile; `production=` is the p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import BeforeValidator, SecretStr
@@ -30,6 +31,16 @@ _MFA_SWITCH = {
 
 def _who_needs_mfa(value: object) -> object:
     return _MFA_SWITCH.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
+def _key_of(name: str, title: str, *synonyms: str) -> Any:  # noqa: ANN401  what a field's default is to pydantic
+    return setting(
+        name,
+        None,
+        f"Key of {title}, which makes it a provider. Several, comma separated, take turns.",
+        secret=True,
+        synonyms=synonyms,
+    )
 
 
 class ServerSettings(Section):
@@ -152,27 +163,90 @@ class LimitSettings(Section):
 
 
 class UpstreamSettings(Section):
-    """The provider behind the door and the patience with it."""
+    """The providers behind the door and the patience with them."""
 
     api_url: str | None = setting(
         "LLM_API_URL",
         None,
-        "Base URL of an OpenAI-compatible provider, e.g. https://api.openai.com/v1. Unset outside production: the demo model.",
+        "Base URL of an OpenAI-compatible provider, e.g. https://llm.example.org/v1. Outside production, with no provider at all,"
+        " the demo model answers.",
     )
     demo_url: str | None = setting(
         "DEMO_UPSTREAM_URL",
         None,
-        "Where the demo model listens; set by `manage.py serve` for its workers, ignored with LLM_API_URL.",
+        "Where the demo model listens; set by `manage.py serve` for its workers, ignored where a provider is configured.",
     )
-    api_key: SecretStr | None = setting("LLM_API_KEY", None, "The provider's key, sent as Bearer.", secret=True)
+    api_key: SecretStr | None = setting(
+        "LLM_API_KEY",
+        None,
+        "Key of LLM_API_URL's provider, sent as Bearer. Several, comma separated, take turns.",
+        secret=True,
+    )
+    openai_api_key: SecretStr | None = _key_of("OPENAI_API_KEY", "OpenAI")
+    anthropic_api_key: SecretStr | None = _key_of("ANTHROPIC_API_KEY", "Anthropic")
+    azure_api_key: SecretStr | None = _key_of("AZURE_OPENAI_API_KEY", "Azure OpenAI")
+    azure_endpoint: str | None = setting(
+        "AZURE_OPENAI_ENDPOINT",
+        None,
+        "Where Azure OpenAI lives, e.g. https://NAME.openai.azure.com; goes with its key.",
+    )
+    azure_api_version: str | None = setting(
+        "AZURE_OPENAI_API_VERSION",
+        None,
+        "A date (2024-10-21) takes Azure OpenAI's older API, by deployments; unset or `v1`: the current one.",
+        pattern=r"^(v1|preview|\d{4}-\d{2}-\d{2}(-preview)?)$",
+    )
+    gemini_api_key: SecretStr | None = _key_of("GOOGLE_AI_API_KEY", "Google Gemini", "GEMINI_API_KEY")
+    groq_api_key: SecretStr | None = _key_of("GROQ_API_KEY", "Groq")
+    openrouter_api_key: SecretStr | None = _key_of("OPENROUTER_API_KEY", "OpenRouter")
+    mistral_api_key: SecretStr | None = _key_of("MISTRAL_API_KEY", "Mistral")
+    cohere_api_key: SecretStr | None = _key_of("COHERE_API_KEY", "Cohere")
+    together_api_key: SecretStr | None = _key_of("TOGETHER_API_KEY", "Together AI")
+    models_file: Path | None = setting(
+        "MODELS_FILE",
+        None,
+        "Providers, models and routes (docs/providers.md), read at the start and on SIGHUP; `none`: no such file.",
+        shown_default="config/models.yaml, where there is one",
+    )
     models: tuple[str, ...] = setting(
-        "LLM_MODELS", (), "Models on offer (comma list). Empty: the provider's own list, asked every MODELS_CACHE_S."
+        "LLM_MODELS",
+        (),
+        "Models on offer (comma list) of LLM_API_URL's provider, or of the only one of the environment. Empty: the provider's"
+        " own list, asked every MODELS_CACHE_S.",
     )
     default_model: str | None = setting(
         "DEFAULT_MODEL", None, "Model of requests that name none; unset: the first listed."
     )
-    models_cache_s: float = setting("MODELS_CACHE_S", 300.0, "Seconds that the provider's model list is kept.", gt=0)
-    ssl_verify: bool = setting("SSL_VERIFY", True, "Verify the provider's certificate. False is refused in production.")
+    models_cache_s: float = setting("MODELS_CACHE_S", 300.0, "Seconds that a provider's model list is kept.", gt=0)
+    retries: int = setting(
+        "LLM_RETRIES",
+        2,
+        "Further attempts of one request at a provider that failed in passing, before its model's fallbacks; 0: none.",
+        ge=0,
+        le=10,
+    )
+    retry_share: float = setting(
+        "LLM_RETRY_SHARE",
+        0.2,
+        "Such attempts as a share of all requests of a worker, beyond ten: a provider in need is not asked twice by everybody.",
+        ge=0,
+        le=1,
+    )
+    circuit_failures: int = setting(
+        "CIRCUIT_FAILURES",
+        10,
+        "Failures of a provider's model within CIRCUIT_WINDOW_S, at least half of its requests, after which it is left alone for"
+        " CIRCUIT_OPEN_S; 0: never.",
+        ge=0,
+    )
+    circuit_window_s: float = setting("CIRCUIT_WINDOW_S", 30.0, "Seconds in which failures are added up.", gt=0)
+    circuit_open_s: float = setting(
+        "CIRCUIT_OPEN_S",
+        15.0,
+        "Seconds that it is left alone; then one request tries, and each further failure doubles them, up to eight times.",
+        gt=0,
+    )
+    ssl_verify: bool = setting("SSL_VERIFY", True, "Verify providers' certificates. False is refused in production.")
     private_hosts: tuple[str, ...] = setting(
         "LLM_PRIVATE_HOSTS",
         (),
@@ -180,7 +254,7 @@ class UpstreamSettings(Section):
         " their URLs may be http. Not needed for an address in the URL itself, `localhost`, names without a dot, and"
         " `*.internal`, `*.local`, `*.lan`, `*.home.arpa`.",
     )
-    ca_file: Path | None = setting("LLM_CA_FILE", None, "Own certificate authorities for the provider (PEM).")
+    ca_file: Path | None = setting("LLM_CA_FILE", None, "Own certificate authorities for providers (PEM).")
     connect_timeout_s: float = setting("UPSTREAM_CONNECT_TIMEOUT_S", 5.0, "Seconds to connect, TLS included.", gt=0)
     first_byte_timeout_s: float = setting(
         "UPSTREAM_FIRST_BYTE_TIMEOUT_S", 60.0, "Seconds until the answer begins.", gt=0
@@ -190,8 +264,23 @@ class UpstreamSettings(Section):
     answer_bytes_max: int = setting("MAX_RESPONSE_SIZE", 16 * _MIB, "Largest answer, bytes.", ge=1024)
     event_bytes_max: int = setting("MAX_EVENT_SIZE", _MIB, "Largest single event of a stream, bytes.", ge=1024)
     connections_max: int = setting(
-        "UPSTREAM_CONNECTIONS_MAX", 200, "Idle connections kept per worker; 0: a new one for each request.", ge=0
+        "UPSTREAM_CONNECTIONS_MAX",
+        200,
+        "Idle connections kept per worker and provider; 0: a new one for each request.",
+        ge=0,
     )
+    referred: Mapping[str, SecretStr] = {}
+    credentials_directory: Path | None = None
+
+    @property
+    def names_a_provider(self) -> bool:
+        """True when the environment names a provider, or a file that may."""
+        return self.api_url is not None or self.models_file is not None or bool(self.keys_by_kind())
+
+    def keys_by_kind(self) -> dict[str, SecretStr]:
+        """What the environment holds for providers of each kind, in the order of the settings."""
+        kinds = (name.removesuffix("_api_key") for name in type(self).model_fields if name.endswith("_api_key"))
+        return {kind: key for kind in kinds if (key := getattr(self, f"{kind}_api_key")) is not None}
 
 
 class AdmissionSettings(Section):

@@ -21,7 +21,7 @@ from secure_llm_proxy.foundation.errors import (
 from secure_llm_proxy.upstream.destinations import read_own_hosts
 from secure_llm_proxy.upstream.endpoint import parse_endpoint, tls_context
 from secure_llm_proxy.upstream.exchange import BROKE_OFF, TOO_LARGE, UNREADABLE, Exchange
-from secure_llm_proxy.upstream.formats import FORMATS, PREFERRED
+from secure_llm_proxy.upstream.formats import FORMATS
 from secure_llm_proxy.upstream.health import ProviderHealth
 from secure_llm_proxy.upstream.http1 import request_head
 from secure_llm_proxy.upstream.model_lists import read_models
@@ -30,7 +30,7 @@ from secure_llm_proxy.upstream.refusals import BUSY, error_of
 from secure_llm_proxy.upstream.server_sent_events import EventTooLarge, ServerSentEvent, ServerSentEventParser
 from secure_llm_proxy.upstream.wording import Scrubber
 from secure_llm_proxy.vocabulary.providers import provider_kinds
-from secure_llm_proxy.vocabulary.wire_formats import OPERATION_OF, WireFormat
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat, spoken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,9 +108,7 @@ class Provider:
 
     def format_for(self, client: WireFormat) -> WireFormat | None:
         """The format in which a request of the client's format is put to this provider; None: it can't be."""
-        if client in self._paths:
-            return client
-        return next((known for known in PREFERRED[OPERATION_OF[client]] if known in self._paths), None)
+        return spoken(self._paths, client)
 
     def require_model(self, wire_format: WireFormat, model: str) -> None:
         """Raise `InvalidRequest` for a name that, as a segment of a path, would lead elsewhere (RFC 3986 §5.2.4)."""
@@ -284,8 +282,11 @@ class Provider:
 
 def _where(definition: ProviderDefinition) -> str:
     """What an operator must look at, at the beginning of a sentence."""
-    by_setting = definition.source == "environment" and definition.kind == "openai_compatible"
-    return "LLM_API_URL" if by_setting else f"The URL of provider {definition.name}"
+    if definition.source == "environment" and definition.kind == "openai_compatible":
+        return "LLM_API_URL"
+    if definition.source == "environment" and definition.name == "azure":
+        return "AZURE_OPENAI_ENDPOINT"
+    return f"The URL of provider {definition.name}"
 
 
 def _with_patience(settings: UpstreamSettings, definition: ProviderDefinition) -> UpstreamSettings:

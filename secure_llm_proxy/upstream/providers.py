@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from secure_llm_proxy.foundation import strict_json
@@ -10,6 +11,7 @@ from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest, Unavai
 from secure_llm_proxy.upstream.formats import FORMATS
 from secure_llm_proxy.upstream.provider import Provider
 from secure_llm_proxy.vocabulary.chat import UpstreamRequest
+from secure_llm_proxy.vocabulary.conversation import Conversation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -77,7 +79,15 @@ class Providers:
         else:
             if request.read is None:
                 raise AssertionError("the door has no reading of its format")
-            written = wire_format.write(request.read(request.payload), target.model, kind, ask_usage=ask_usage)
+            neutral = request.read(request.payload)
+            if (
+                target.max_output_tokens is not None
+                and isinstance(neutral, Conversation)
+                and neutral.max_tokens is None
+            ):
+                # Some formats demand a number: the operator's is better than one of ours.
+                neutral = replace(neutral, max_tokens=target.max_output_tokens)
+            written = wire_format.write(neutral, target.model, kind, ask_usage=ask_usage)
         body = strict_json.dumps(written.payload)
         return UpstreamRequest(
             target,

@@ -33,12 +33,14 @@ class ChatRequest:
 class Target:
     """One place that can answer: a configured provider, and the model's name in that provider's words.
 
-    `served_as` is our name of the model that it stands for, empty where that is the route's.
+    `served_as` is our name of the model that it stands for, empty where that is the route's. `max_output_tokens` is all that
+    the model can answer with, where the operator says so.
     """
 
     provider: str
     model: str
     served_as: str = ""
+    max_output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,15 @@ class Attempt(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """What was tried, and how it failed. `retry_after_s` is the provider's own wish."""
+    """What was tried, and how it failed. `retry_after_s` is the provider's own wish.
+
+    `passed_over`: the target was not asked at all, since the request can't be put to it; `kind` is why the one before failed.
+    """
 
     target: Target
     kind: FailureKind
     retry_after_s: int | None = None
+    passed_over: bool = False
 
 
 class UpstreamRequest(NamedTuple):

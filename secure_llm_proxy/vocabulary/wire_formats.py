@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 
 
@@ -42,3 +43,22 @@ OPERATION_OF: dict[WireFormat, Operation] = {
     WireFormat.COHERE_CHAT: Operation.GENERATE,
     WireFormat.COHERE_EMBED: Operation.EMBED,
 }
+
+# Which of a provider's formats is written to when the client's own is not among them: the one that can say most first.
+_PREFERRED: Mapping[Operation, tuple[WireFormat, ...]] = {
+    Operation.GENERATE: (
+        WireFormat.ANTHROPIC_MESSAGES,
+        WireFormat.OPENAI_CHAT,
+        WireFormat.GEMINI_GENERATE,
+        WireFormat.COHERE_CHAT,
+    ),
+    Operation.EMBED: (WireFormat.OPENAI_EMBEDDINGS, WireFormat.GEMINI_EMBED, WireFormat.COHERE_EMBED),
+    Operation.COUNT_TOKENS: (WireFormat.ANTHROPIC_COUNT_TOKENS, WireFormat.GEMINI_COUNT_TOKENS),
+}
+
+
+def spoken(offered: Collection[WireFormat], client: WireFormat) -> WireFormat | None:
+    """The format of those `offered` by a provider in which a request of the client's format is put to it; None: it can't be."""
+    if client in offered:
+        return client
+    return next((known for known in _PREFERRED[OPERATION_OF[client]] if known in offered), None)

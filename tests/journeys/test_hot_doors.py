@@ -36,6 +36,9 @@ SETTINGS = {
     "BLOCKED_IPS": "203.0.113.0/24",
     "MAX_REQUEST_SIZE": "20000",
     "BODY_TIMEOUT_S": "1",
+    # Each answer is that of one attempt.
+    "LLM_RETRIES": "0",
+    "CIRCUIT_FAILURES": "0",
 }
 
 

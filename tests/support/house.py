@@ -26,7 +26,7 @@ from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, 
 from secure_llm_proxy.foundation.identifiers import new_exchange_id
 from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
 from secure_llm_proxy.gateway import House
-from secure_llm_proxy.routing import ModelDirectory
+from secure_llm_proxy.routing import Routing
 from secure_llm_proxy.settings import AdmissionSettings, Settings, ThrottlingSettings, UpstreamSettings
 from secure_llm_proxy.telemetry import ExchangeFacts, Metrics, render_metrics
 from secure_llm_proxy.throttling import Hold, ProcessThrottle
@@ -49,7 +49,8 @@ from secure_llm_proxy.vocabulary.decisions import Verdict
 from secure_llm_proxy.vocabulary.events import AuditType
 from secure_llm_proxy.vocabulary.inbound import Headers, Inbound, Tags
 from secure_llm_proxy.vocabulary.leaks import LeakedKey
-from secure_llm_proxy.vocabulary.providers import provider_kinds
+from secure_llm_proxy.vocabulary.providers import ProviderDefinition, provider_kinds
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 from secure_llm_proxy.web.chat.views import make_chat_door
 from secure_llm_proxy.web.hooks import install_hooks
 from secure_llm_proxy.web.house import WebHouse, attach
@@ -314,34 +315,34 @@ class WatchedThrottle:
 
 
 class WatchedRouting:
-    """The product's own model directory, with its effect noted."""
+    """The product's own routing room, with its effect noted."""
 
-    def __init__(self, directory: ModelDirectory, effects: list[str]) -> None:
-        self.directory = directory
+    def __init__(self, own: Routing, effects: list[str]) -> None:
+        self.own = own
         self._effects = effects
 
     def plan(self, request: ChatRequest, tags: Tags) -> Route:
         self._effects.append("plan")
-        return self.directory.plan(request, tags)
+        return self.own.plan(request, tags)
 
     def next_attempt(self, route: Route, failures: Sequence[Failure]) -> Attempt | None:
-        return self.directory.next_attempt(route, failures)
+        return self.own.next_attempt(route, failures)
 
     def began(self, target: Target) -> None:
-        self.directory.began(target)
+        self.own.began(target)
 
     def ended(self, target: Target) -> None:
-        self.directory.ended(target)
+        self.own.ended(target)
 
     def answered(self, target: Target) -> None:
-        self.directory.answered(target)
+        self.own.answered(target)
 
     def failed(self, target: Target, kind: FailureKind) -> None:
-        self.directory.failed(target, kind)
+        self.own.failed(target, kind)
 
     def listed(self) -> tuple[str, ...]:
         self._effects.append("list")
-        return self.directory.listed()
+        return self.own.listed()
 
 
 class WatchedMetrics:
@@ -409,8 +410,15 @@ def make_house(
     upstream = ScriptedUpstream(effects)
     journal = ListJournal(effects)
     metrics = WatchedMetrics(effects)
-    settings = UpstreamSettings() if list_models else UpstreamSettings(models=models)
-    directory = ModelDirectory(settings, "tested", list_models or (lambda: models), clock)
+    # What fails, fails at once: repeating is the routing room's own matter.
+    routing = Routing(
+        UpstreamSettings(retries=0, circuit_failures=0), lambda _: list_models() if list_models else models, clock
+    )
+    own = () if list_models else models
+    speaks = dict.fromkeys(WireFormat, "/everything")
+    routing.configure(
+        [ProviderDefinition("tested", "openai_compatible", "http://127.0.0.1:9", models=own, formats=speaks)]
+    )
     house = House(
         admission=gate,
         violations=NoViolations(),
@@ -419,7 +427,7 @@ def make_house(
         throttle=throttle,
         key_class=key_class,
         address_class=address_class,
-        routing=WatchedRouting(directory, effects),
+        routing=WatchedRouting(routing, effects),
         upstream=upstream,
         journal=journal,
         metrics=metrics,

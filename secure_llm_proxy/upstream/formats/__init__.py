@@ -14,7 +14,7 @@ from secure_llm_proxy.upstream.formats.gemini_embed import GeminiEmbed
 from secure_llm_proxy.upstream.formats.gemini_generate import GeminiGenerate
 from secure_llm_proxy.upstream.formats.openai_chat import OpenAiChat
 from secure_llm_proxy.upstream.formats.openai_responses import OpenAiResponses
-from secure_llm_proxy.vocabulary.wire_formats import Operation, WireFormat
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 _ALL: tuple[ProviderFormat, ...] = (
     OpenAiChat(),
@@ -29,15 +29,3 @@ _ALL: tuple[ProviderFormat, ...] = (
 )
 
 FORMATS: Mapping[WireFormat, ProviderFormat] = {format_.format: format_ for format_ in _ALL}
-
-# Which of a provider's formats is written to when the client's own is not among them: the one that can say most first.
-PREFERRED: Mapping[Operation, tuple[WireFormat, ...]] = {
-    Operation.GENERATE: (
-        WireFormat.ANTHROPIC_MESSAGES,
-        WireFormat.OPENAI_CHAT,
-        WireFormat.GEMINI_GENERATE,
-        WireFormat.COHERE_CHAT,
-    ),
-    Operation.EMBED: (WireFormat.OPENAI_EMBEDDINGS, WireFormat.GEMINI_EMBED, WireFormat.COHERE_EMBED),
-    Operation.COUNT_TOKENS: (WireFormat.ANTHROPIC_COUNT_TOKENS, WireFormat.GEMINI_COUNT_TOKENS),
-}

@@ -17,6 +17,17 @@ SECRET = "9f2c1d7be04a63588c1f0d2e7ab4963055ee12aa7c04bd81"
 OTHER_SECRET = "0b8e4d1f92c7a6350d4e8b1c7f29a6d35e0c4b8f17d2a693"
 KEK = "c4" * 8 + "0f1e2d3c4b5a6978" * 3
 BASE = {"SECRET_KEY": SECRET, "ENCRYPTION_KEY": OTHER_SECRET}
+PROVIDER_KEYS = (
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "AZURE_OPENAI_API_KEY",
+    "GOOGLE_AI_API_KEY",
+    "GROQ_API_KEY",
+    "OPENROUTER_API_KEY",
+    "MISTRAL_API_KEY",
+    "COHERE_API_KEY",
+    "TOGETHER_API_KEY",
+)
 PRODUCTION = {
     **BASE,
     "FLASK_ENV": "production",
@@ -496,10 +507,11 @@ def test_no_secret_is_shown_by_settings_in_any_form(nowhere: Path) -> None:
         "AUDIT_KEK_PREVIOUS": "canary-kek-5c1e",
         "SENTRY_DSN": "https://canary-sentry-5c1e@sentry.internal/1",
         "METRICS_TOKEN": "canary-metrics-5c1e",
+        **{name: f"canary-{name.lower()}-5c1e" for name in PROVIDER_KEYS},
     }
     assert set(secrets) == {setting.name for setting in known_settings() if setting.secret}
 
-    settings = load(secrets, nowhere)
+    settings = load({**secrets, "AZURE_OPENAI_ENDPOINT": "https://azure.invalid"}, nowhere)
 
     for text in (str(settings), repr(settings), str(settings.model_dump()), settings.model_dump_json()):
         assert "canary" not in text

@@ -14,9 +14,10 @@ from secure_llm_proxy.foundation.errors import (
     UpstreamFailed,
     UpstreamTimeout,
 )
-from secure_llm_proxy.routing import ModelDirectory
+from secure_llm_proxy.routing import Routing
 from secure_llm_proxy.settings import UpstreamSettings
 from secure_llm_proxy.vocabulary.chat import ChatRequest
+from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 from tests.support.house import LogCapture, ManualClock
 
 
@@ -32,7 +33,7 @@ class Provider:
         self.error: Exception | None = None
         self.asked = 0
 
-    def __call__(self) -> tuple[str, ...]:
+    def __call__(self, name: str) -> tuple[str, ...]:
         self.asked += 1
         if self.error is not None:
             raise self.error
@@ -41,9 +42,11 @@ class Provider:
 
 def directory(
     provider: Provider, clock: ManualClock, *, models: tuple[str, ...] = (), default: str | None = None
-) -> ModelDirectory:
-    settings = UpstreamSettings(models=models, default_model=default, models_cache_s=300)
-    return ModelDirectory(settings, "the-provider", provider, clock)
+) -> Routing:
+    """Routing with one provider."""
+    made = Routing(UpstreamSettings(default_model=default, models_cache_s=300), provider, clock)
+    made.configure([ProviderDefinition("the-provider", "openai_compatible", "https://invalid/v1", models=models)])
+    return made
 
 
 def test_the_operators_list_is_the_list_and_the_provider_is_never_asked() -> None:
@@ -181,12 +184,13 @@ def test_many_requests_at_once_ask_the_provider_once() -> None:
     asked: list[int] = []
     release = Event()
 
-    def slow() -> tuple[str, ...]:
+    def slow(name: str) -> tuple[str, ...]:
         asked.append(1)
         assert release.wait(30)
         return ("a",)
 
-    models = ModelDirectory(UpstreamSettings(), "p", slow, ManualClock())
+    models = Routing(UpstreamSettings(), slow, ManualClock())
+    models.configure([ProviderDefinition("p", "openai_compatible", "https://invalid/v1")])
     waiting = [gevent.spawn(models.listed) for _ in range(20)]
     gevent.sleep(0)
     release.set()
