@@ -10,13 +10,13 @@ import pytest
 from pydantic import SecretStr
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
-from secure_llm_proxy.foundation.errors import InvalidRequest
+from secure_llm_proxy.foundation.errors import InvalidRequest, ProxyError
 from secure_llm_proxy.settings import UpstreamSettings
 from secure_llm_proxy.upstream import Providers
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Target
 from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 from tests.support.hostile_values import hostile_values
-from tests.support.provider import Provider
+from tests.support.provider import Mode, Provider
 
 PATH = re.compile(r"/openai/deployments/([A-Za-z0-9_.~%-]+)/chat/completions\?api-version=2024-10-21")
 
@@ -111,3 +111,41 @@ def test_a_client_s_header_goes_along_only_when_the_kind_lists_it_and_a_header_c
     assert all(value is None or value in values for value in sent)
     usual = set(far_end.received[-1].headers)
     assert all(set(request.headers) <= usual for request in far_end.received)
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 305, 307, 308])
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_redirect_of_any_kind_leads_a_request_elsewhere(far_end: Provider, *, status: int, stream: bool) -> None:
+    providers = Providers(
+        UpstreamSettings(), (ProviderDefinition("a", "openai_compatible", far_end.base_url, (SecretStr("sk-a"),)),)
+    )
+    ask = providers.stream if stream else providers.complete
+    far_end.clear()
+    with Provider() as elsewhere:
+        places = (
+            f"{elsewhere.base_url}/chat/completions",
+            f"//127.0.0.1:{elsewhere.port}/x",
+            "/v1/other",
+            "http://169.254.169.254/",
+        )
+        for place in places:
+            headers = {
+                "Location": place,
+                "Refresh": f"0; url={place}",
+                "Content-Location": place,
+                "Alt-Svc": f'h2="{place}"',
+            }
+            far_end.script(Mode.ERROR, status=status, body=b"", headers=headers, times=1)
+            with pytest.raises(ProxyError) as caught:
+                ask(
+                    providers.write(
+                        Target("a", "m"), ChatRequest("m", stream, {"model": "m", "messages": [], "stream": stream})
+                    ),
+                    Cancellation(),
+                )
+            assert caught.value.status in {502, 504}
+            assert place not in caught.value.public
+        providers.close()
+
+        assert elsewhere.connections == 0
+        assert [request.path for request in far_end.received] == ["/v1/chat/completions"] * len(places)
