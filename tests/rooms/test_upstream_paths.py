@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote
+from contextlib import suppress
+from urllib.parse import quote, unquote
 
 import pytest
 from pydantic import SecretStr
@@ -13,8 +15,9 @@ from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import InvalidRequest, ProxyError
 from secure_llm_proxy.settings import UpstreamSettings
 from secure_llm_proxy.upstream import Providers
-from secure_llm_proxy.vocabulary.chat import ChatRequest, Target
-from secure_llm_proxy.vocabulary.providers import ProviderDefinition
+from secure_llm_proxy.upstream.formats import FORMATS
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Target, UpstreamRequest
+from secure_llm_proxy.vocabulary.providers import ProviderDefinition, provider_kinds
 from tests.support.hostile_values import hostile_values
 from tests.support.provider import Mode, Provider
 
@@ -149,3 +152,39 @@ def test_no_redirect_of_any_kind_leads_a_request_elsewhere(far_end: Provider, *,
 
         assert elsewhere.connections == 0
         assert [request.path for request in far_end.received] == ["/v1/chat/completions"] * len(places)
+
+
+@pytest.mark.parametrize("kind", provider_kinds())
+def test_every_kind_is_asked_at_the_paths_of_its_table_alone(far_end: Provider, kind: str) -> None:
+    """Whatever the model is called; each format of the kind, plain and streamed."""
+    facts = provider_kinds()[kind]
+    providers = Providers(UpstreamSettings(), (ProviderDefinition("a", kind, far_end.base_url, (SecretStr("sk-a"),)),))
+    names = [
+        "m-1",
+        "../../admin",
+        "a/b?c#d",
+        "..;x",
+        "x\r\nX-Injected: 1",
+        "models/../m",
+        "{model}",
+        "%2e%2e/%2e%2e",
+        "m:other",
+    ]
+    far_end.clear()
+
+    expected = set()
+    for wire_format in facts.formats.keys() & FORMATS.keys():
+        path = facts.formats[wire_format]
+        for stream, name in itertools.product((False, True), names):
+            table = facts.stream.get(wire_format, path) if stream else path
+            expected.add("/v1" + table.replace("{model}", quote(name, safe="")))
+            written = UpstreamRequest(Target("a", name), wire_format, b"{}", stream)
+            with suppress(ProxyError):
+                if stream:
+                    providers.stream(written, Cancellation()).close()
+                else:
+                    providers.complete(written, Cancellation())
+    providers.close()
+
+    assert {request.path for request in far_end.received} == expected
+    assert not [request for request in far_end.received if "x-injected" in request.headers or request.method != "POST"]
