@@ -291,7 +291,9 @@ class Wire:
 
     def _shake_hands(self, context: ssl.SSLContext, deadline_s: float) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=self._endpoint.host)
+        # an absolute name is the same name to TLS, which knows no dot at its end (RFC 6066 §3)
+        name = self._endpoint.host.removesuffix(".")
+        tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         while True:
             try:
                 tls.do_handshake()

@@ -95,6 +95,10 @@ def test_of_several_addresses_only_the_one_that_may_be_is_connected_to(told: Tol
     assert told.one("several") == Outcome(None, [PUBLIC])
 
 
+def test_a_name_with_the_dot_of_the_root_is_verified_without_it(told: Told) -> None:
+    assert told.one("absolute") == Outcome(None, [PUBLIC])
+
+
 def test_a_name_that_changes_its_mind_is_judged_at_each_connection(told: Told) -> None:
     outcomes = [_outcome(value) for value in cast("list[object]", told.report["rebinding"])]
 

@@ -161,6 +161,7 @@ def main(folder: Path) -> None:
         },
         "plain": wire.to("gpu.internal", [(PUBLIC,)], scheme="http"),
         "rebinding": wire.rebinding(),
+        "absolute": wire.absolute(),
         "failing": {
             word: wire.to(f"{word}.llm.example", [(word,)])
             for word in ("servfail", "nxdomain", "silence", "garbage", "other-name")
@@ -215,6 +216,11 @@ class _Wires:
         finally:
             wire.close()
         return {"failure": failure, "reached": _settled(provider, expected=failure is None)}
+
+    def absolute(self) -> dict[str, object]:
+        """A name with the dot of the root behind it."""
+        self._names.zone["absolute.llm.example"] = [(PUBLIC,)]
+        return self.opened("https://absolute.llm.example.")
 
     def rebinding(self) -> list[dict[str, object]]:
         """A name that leads to the world at first, then home, then to the world again."""
