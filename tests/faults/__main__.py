@@ -39,6 +39,7 @@ SCENARIOS: Mapping[str, tuple[Callable[[Outcome, Path, Say], None], int]] = {
     "tamper": (tampering.tamper, 0),
     "upstream": (upstream.upstream, 200),
     "leave": (upstream.leave, 2000),
+    "requests": (upstream.requests, 100_000),
 }
 _NEEDS_OWN_MOUNTS = frozenset({"fill-disk"})
 

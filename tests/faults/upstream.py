@@ -1,4 +1,6 @@
-"""R14 and R15: providers that fail in every way, clients that leave at every tenth byte. The whole product, over real sockets."""
+"""R14, R15, A10: providers that fail in every way, clients that leave at every tenth byte, requests that two parsers could read
+differently. The first two ask the whole product over real sockets, the last one its corridor.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from tests.support.leaving import CHUNKS, LONG_ANSWER, PAUSE_S, leave_at, length
 from tests.support.programs import wait_until
 from tests.support.provider import Mode, Provider
 from tests.support.running_proxy import RunningProxy
+from tests.support.seen_and_sent import Differential
 from tests.support.upstream_faults import IMPATIENT, TOTAL_S, UNLIMITED, Tried, attempt_all, every_case
 
 _AT_ONCE = 40
@@ -87,3 +90,16 @@ def leave(outcome: Outcome, folder: Path, say: Say) -> None:
         outcome.bar(met=proxy.worker_pids() == workers, otherwise="a worker has died")
         verified = proxy.command("audit", "verify", check=False)
         outcome.bar(met=verified.returncode == 0, otherwise=f"verify: {verified.stdout[-400:]}")
+
+
+def requests(outcome: Outcome, folder: Path, say: Say) -> None:
+    """A10. Generated requests of every format, written for a provider of every kind: what was seen is what is sent."""
+    del folder
+    differential, progress = Differential(outcome.seed), Progress(say, outcome.rounds)
+    for done in range(0, outcome.rounds, 1_000):
+        differential.run(min(1_000, outcome.rounds - done))
+        progress.at(done + 1_000, f"{len(differential.wrong)} wrong")
+    for name, number in differential.counts.items():
+        outcome.count(name, number)
+    for sentence in differential.wrong[:100]:
+        outcome.bar(met=False, otherwise=sentence)

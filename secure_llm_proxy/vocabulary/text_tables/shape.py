@@ -60,7 +60,7 @@ _PDF_IN_BASE64 = "JVBERi0"
 
 
 def _is_base64(told: str) -> bool:
-    """20 ms for 8 MiB."""
+    """6 ms for 8 MiB (2026-11)."""
     return told.isascii() and not told.encode("ascii").translate(None, _BASE64)
 
 
