@@ -159,4 +159,36 @@ OWN_CHAT = Dialect(
     texts=_own_texts,
 )
 
-DIALECTS = (OWN_CHAT, OPENAI_CHAT)
+
+def _response_body(model: str, text: str, stream: bool) -> dict[str, object]:  # noqa: FBT001
+    return {"model": model, "stream": stream, "store": False, "input": text}
+
+
+def _response_texts(payload: dict[str, object]) -> Iterator[str]:
+    if payload.get("type") == "response.output_text.delta":
+        yield str(payload["delta"])
+    output = payload.get("output")
+    for item in output if isinstance(output, list) else []:
+        for part in item.get("content") or []:
+            yield part.get("text") or ""
+
+
+def _is_response_error(event: Event) -> bool:
+    if event.name != "error":
+        return False
+    told = json.loads(event.data)
+    return {"type", "code", "message", "param", "sequence_number"} <= set(told) and _openai_error(told)
+
+
+OPENAI_RESPONSES = Dialect(
+    "responses",
+    "/v1/responses",
+    _response_body,
+    is_end=lambda event: event.name in {"response.completed", "response.incomplete"},
+    is_error=_is_response_error,
+    is_error_body=_openai_error,
+    texts=_response_texts,
+)
+
+
+DIALECTS = (OWN_CHAT, OPENAI_CHAT, OPENAI_RESPONSES)

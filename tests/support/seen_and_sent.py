@@ -37,6 +37,7 @@ from secure_llm_proxy.vocabulary.inbound import Tags
 from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 from secure_llm_proxy.vocabulary.text_fields import Channel, Direction, TextField, table_of, texts_of
 from secure_llm_proxy.web.chat.wire import read_prompt
+from secure_llm_proxy.web.openai.responses_request import read_response_request
 from secure_llm_proxy.web.openai.wire import read_chat_completion
 from tests.support.generated_requests import Generated, RequestGenerator
 from tests.support.house import ScriptedStream, SmallHouse, completion_of, event_of, make_house, make_inbound
@@ -52,6 +53,7 @@ _UNLIMITED = RateClass(requests=10**9, burst=10**9, concurrent=10**6)
 READERS: dict[str, Callable[[JsonObject], ChatRequest]] = {
     "own_chat": lambda body: read_prompt(body, _LIMITS),
     "openai_chat": lambda body: read_chat_completion(body, messages_max=_LIMITS.messages_max),
+    "openai_responses": lambda body: read_response_request(body, items_max=_LIMITS.messages_max),
 }
 
 
@@ -189,14 +191,17 @@ def wrong_with(wire_format: str, payload: dict[str, Json], sent: UpstreamRequest
             wrong.append(
                 f"{mark} is {before[mark].channel} at {before[mark].path}, and {field_.channel} at {field_.path}"
             )
-    # A parameter that is null is one that was left out.
+    # A parameter that is null, or holds nothing, is one that was left out.
     lost = [
         field_
         for mark, field_ in before.items()
-        if mark not in after and payload.get(str(field_.path[0])) is not None and not _told(field_, sent.dropped)
+        if mark not in after and payload.get(str(field_.path[0])) not in _NOTHING and not _told(field_, sent.dropped)
     ]
     wrong += [f"lost without a word (dropped: {sent.dropped}): {field_}" for field_ in lost]
     return wrong
+
+
+_NOTHING: tuple[Json, ...] = (None, [], {})
 
 
 def strictly(body: bytes) -> dict[str, Json]:
