@@ -75,6 +75,7 @@ _EVENTS = st.lists(
     st.sampled_from(
         [
             *[
+                b"event: x\ndata: a\n\n",
                 b"data: a\n\n",
                 b"data: \n\n",
                 b"data:a\n\n",
@@ -84,6 +85,8 @@ _EVENTS = st.lists(
             ],
             *[b"data: a\r\n\r\n", b"data: a\n", b": c\n\n", b"data: a data: b\n\n", b"data: \n"],
             b"\xef\xbb\xbfdata: a\n\n",
+            *[b"event: \ndata: a\n\n", b"event: x\n\n", b"event: x\n", b"event: x\nevent: y\ndata: a\n\n", b"id: 1\n"],
+            *[b"event: x\ndata: \n\n", b"event: x\n\ndata: a\n\n", b"event: x\ndata: a\ndata: b\n\n"],
         ]
     ),
     min_size=1,
