@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from secure_llm_proxy.foundation.strict_json import JsonValue
 
-_OURS = "slp1."
-_SIGNATURE = _OURS + "s."
-_REDACTED = _OURS + "r."
+# In the letters of base64, as what follows: whoever looks for texts in a payload takes it for none as long as it looks so.
+_OURS = "slp1-"
+_SIGNATURE = _OURS + "s-"
+_REDACTED = _OURS + "r-"
 _NO_PROOF = _OURS + "n"
 
 

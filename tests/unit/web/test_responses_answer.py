@@ -158,9 +158,9 @@ def test_thoughts_words_and_calls_are_items_in_their_order() -> None:
     assert told["output"] == [
         {
             "id": "rs_01KAHG_0", "type": "reasoning", "summary": [{"type": "summary_text", "text": "Think."}],
-            "encrypted_content": "slp1.s.proof",
+            "encrypted_content": "slp1-s-proof",
         },
-        {"id": "rs_01KAHG_1", "type": "reasoning", "summary": [], "encrypted_content": "slp1.r.hidden"},
+        {"id": "rs_01KAHG_1", "type": "reasoning", "summary": [], "encrypted_content": "slp1-r-hidden"},
         {
             "id": "msg_01KAHG_2", "type": "message", "status": "completed", "role": "assistant",
             "content": [
@@ -301,7 +301,7 @@ def test_what_is_signed_is_a_thought_of_its_own() -> None:
     events = stream(event(thought("a")), event(proof("p")), event(proof("q")), event(thought("b")), event(text("c")))
 
     items = last_response(events)["output"]
-    assert [item.get("encrypted_content") for item in items] == ["slp1.s.pq", "slp1.n", None]
+    assert [item.get("encrypted_content") for item in items] == ["slp1-s-pq", "slp1-n", None]
     assert [item["type"] for item in items] == ["reasoning", "reasoning", "message"]
 
 

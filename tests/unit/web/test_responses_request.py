@@ -238,10 +238,10 @@ def test_each_kind_of_part_is_read(part: JsonObject, read_as: object) -> None:
             (Reasoning("a\n\nb"),),
         ),
         (
-            {"summary": [{"type": "summary_text", "text": "a"}], "encrypted_content": "slp1.s.proof"},
+            {"summary": [{"type": "summary_text", "text": "a"}], "encrypted_content": "slp1-s-proof"},
             (Reasoning("a", "proof"),),
         ),
-        ({"summary": [], "encrypted_content": "slp1.r.hidden"}, (Reasoning("", redacted="hidden"),)),
+        ({"summary": [], "encrypted_content": "slp1-r-hidden"}, (Reasoning("", redacted="hidden"),)),
     ],
 )
 def test_a_thought_comes_back_with_the_proof_that_was_ours_to_give(
