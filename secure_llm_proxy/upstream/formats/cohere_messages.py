@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from secure_llm_proxy.upstream.formats.face import unsupported
-from secure_llm_proxy.upstream.formats.parameters import Losses, check_limit, said
+from secure_llm_proxy.upstream.formats.parameters import Losses, check_limit, described_schema, said
 from secure_llm_proxy.upstream.formats.turns import instructions_first, results_in, text_of
 from secure_llm_proxy.vocabulary.conversation import (
     Conversation,
@@ -116,7 +116,7 @@ def settings_of(conversation: Conversation, kind: ProviderKind, lost: Losses) ->
     if output is not None:
         wanted: JsonObject = {"type": "json_object"}
         if output.kind == "schema" and output.schema is not None:
-            wanted["json_schema"] = {**said(description=output.description), **output.schema}
+            wanted["json_schema"] = described_schema(output, lost)
         payload["response_format"] = wanted
     if conversation.reasoning_tokens is not None:
         budget = conversation.reasoning_tokens

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from secure_llm_proxy.upstream.formats.face import unsupported
-from secure_llm_proxy.upstream.formats.parameters import Losses, check_limit, said
+from secure_llm_proxy.upstream.formats.parameters import Losses, check_limit, described_schema, said
 from secure_llm_proxy.upstream.formats.turns import arguments_of, instructions_first, names_of_calls
 from secure_llm_proxy.vocabulary.conversation import (
     SEALED_BY_GEMINI,
@@ -143,8 +143,7 @@ def generation_config_of(conversation: Conversation, model: str, kind: ProviderK
     if output is not None:
         config["responseMimeType"] = "application/json"
         if output.kind == "schema" and output.schema is not None:
-            described = said(description=output.description) if "$ref" not in output.schema else {}
-            config["responseJsonSchema"] = {**described, **output.schema}
+            config["responseJsonSchema"] = described_schema(output, lost)
     thinking = _thinking_of(conversation, model, lost)
     if thinking:
         config["thinkingConfig"] = thinking
@@ -206,11 +205,13 @@ def _part_of(part: Part, lost: Losses) -> JsonObject:
             return {"text": part.text}
         case Image():
             if part.detail not in (None, "auto"):
-                lost.drop("messages.image_url.detail")
+                lost.drop("messages.content.image_url.detail")
             return _media(part.data, part.url, part.media_type, "image/jpeg")
         case File():
             if part.file_id is not None:
                 raise unsupported("messages", "a file by its id is known only to the provider that keeps it.")
+            if part.name is not None:
+                lost.drop("messages.content.file.filename")
             return _media(part.data, part.url, part.media_type, "application/pdf")
         case Audio():
             return {

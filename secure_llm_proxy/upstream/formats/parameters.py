@@ -8,6 +8,7 @@ from secure_llm_proxy.upstream.formats.face import unsupported
 
 if TYPE_CHECKING:
     from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
+    from secure_llm_proxy.vocabulary.conversation import OutputFormat
     from secure_llm_proxy.vocabulary.providers import Limit, ProviderKind
 
 # Parameters without a field in the neutral model that ask for another answer, not for another way to it. Everything else
@@ -62,6 +63,17 @@ def check_limit(kind: ProviderKind, limit: Limit, count: int, param: str) -> Non
     most = kind.limits.get(limit)
     if most is not None and count > most:
         raise unsupported(param, f"it takes at most {most}.")
+
+
+def described_schema(output: OutputFormat, lost: Losses) -> JsonObject:
+    """The schema of an output with its name and description as the schema's own, where it has none and may have any."""
+    schema = output.schema or {}
+    told = {} if "$ref" in schema else said(title=output.name, description=output.description)
+    for field, name in (("name", output.name), ("description", output.description)):
+        known = "title" if field == "name" else field
+        if name is not None and {**told, **schema}.get(known) != name:
+            lost.drop(f"response_format.json_schema.{field}")
+    return {**told, **schema}
 
 
 def said(**fields: JsonValue) -> JsonObject:

@@ -313,7 +313,7 @@ def test_settings_have_their_names() -> None:
         "responseLogprobs": True,
         "logprobs": 3,
         "responseMimeType": "application/json",
-        "responseJsonSchema": {"description": "What is asked", "type": "object"},
+        "responseJsonSchema": {"title": "answer", "description": "What is asked", "type": "object"},
         "thinkingConfig": {"thinkingBudget": 1024, "includeThoughts": True},
     }
 
@@ -339,11 +339,26 @@ def test_thought_is_asked_for_in_the_words_of_the_model_s_generation(
 
 
 def test_what_only_tunes_is_dropped_by_name() -> None:
-    named = Message(Role.USER, (Text("hi"), Image(url="https://example.org/a.png", detail="low")), name="ann")
+    parts = (
+        Text("hi"),
+        Image(url="https://example.org/a.png", detail="low"),
+        File(data="JVBERg==", media_type="application/pdf", name="a.pdf"),
+    )
+    named = Message(Role.USER, parts, name="ann")
+    output = OutputFormat("schema", {"title": "another", "type": "object"}, "answer")
 
-    written = write(talk(named, user="u-1", seed=2**40, further={"logit_bias": {"1": 1}, "store": None, "x": 1}))
+    written = write(talk(named, user="u", seed=2**40, output=output, further={"logit_bias": {}, "store": None, "x": 1}))
 
-    assert written.dropped == ("messages.name", "messages.image_url.detail", "seed", "user", "logit_bias", "x")
+    assert written.dropped == (
+        "messages.name",
+        "messages.content.image_url.detail",
+        "messages.content.file.filename",
+        "seed",
+        "response_format.json_schema.name",
+        "user",
+        "logit_bias",
+        "x",
+    )
 
 
 @pytest.mark.parametrize(
