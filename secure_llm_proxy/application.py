@@ -15,6 +15,7 @@ from secure_llm_proxy.settings import Settings
 from secure_llm_proxy.settings.loading import relaxed_settings
 from secure_llm_proxy.telemetry import configure_logs, render_metrics, start_error_reports
 from secure_llm_proxy.web.admin.mount import ManagementMount
+from secure_llm_proxy.web.anthropic.views import make_anthropic_doors
 from secure_llm_proxy.web.chat.views import make_chat_door
 from secure_llm_proxy.web.hooks import install_hooks
 from secure_llm_proxy.web.hot_doors import HotDoors
@@ -40,7 +41,7 @@ def create_app(settings: Settings) -> Flask:
     web = _web_house(settings, services)
     attach(app, web)
     install_hooks(app)
-    for doors in (make_chat_door(), make_openai_doors(), make_operations_doors()):
+    for doors in (make_chat_door(), make_openai_doors(), make_anthropic_doors(), make_operations_doors()):
         app.register_blueprint(doors)
     management = ManagementMount(app.wsgi_app, lambda: _management_app(web, services))
     app.wsgi_app = management  # type: ignore[method-assign]  # Flask's own way to mount middleware

@@ -25,6 +25,9 @@ def ask_providers(house: House, docket: Docket, written: UpstreamRequest) -> Com
     """The answer, or the beginning of the stream. Raises what the last provider failed with, or `ClientGone`."""
     cancellation = docket.inbound.cancellation
     upstream, routing = house.upstream, house.routing
+    if written.answered is not None:
+        # Nobody is asked, so nobody's standing changes by it.
+        return upstream.complete(written, cancellation)
     while True:
         target = written.target
         docket.target = target

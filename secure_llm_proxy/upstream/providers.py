@@ -10,15 +10,19 @@ from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest, Unavailable
 from secure_llm_proxy.upstream.formats import FORMATS
 from secure_llm_proxy.upstream.provider import Provider
-from secure_llm_proxy.vocabulary.chat import UpstreamRequest
-from secure_llm_proxy.vocabulary.conversation import Conversation
+from secure_llm_proxy.upstream.token_estimate import estimate_tokens
+from secure_llm_proxy.vocabulary.chat import Completion, UpstreamRequest, Usage
+from secure_llm_proxy.vocabulary.conversation import Conversation, TokenCount, TokenCountRequest
+from secure_llm_proxy.vocabulary.wire_formats import OPERATION_OF, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from secure_llm_proxy.foundation.cancellation import Cancellation
+    from secure_llm_proxy.foundation.strict_json import JsonObject
     from secure_llm_proxy.settings import UpstreamSettings
-    from secure_llm_proxy.vocabulary.chat import ChatRequest, Completion, CompletionStream, Target
+    from secure_llm_proxy.vocabulary.chat import ChatRequest, CompletionStream, Target
+    from secure_llm_proxy.vocabulary.conversation import NeutralAnswer
     from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 
 
@@ -53,18 +57,24 @@ class Providers:
         return self._providers
 
     def can_answer(self, target: Target, request: ChatRequest) -> bool:
-        """True when this provider speaks a format into which the request can be put."""
+        """True when this provider speaks a format into which the request can be put, or we answer in its place."""
         provider = self._providers.get(target.provider)
-        return provider is not None and provider.format_for(request.format) is not None
+        return provider is not None and (
+            provider.format_for(request.format) is not None or OPERATION_OF[request.format] is Operation.COUNT_TOKENS
+        )
 
     def write(self, target: Target, request: ChatRequest, headers: tuple[tuple[str, str], ...] = ()) -> UpstreamRequest:
         """The request as `target` will get it, to the byte. `headers` are the client's own that may be of use to it.
+
+        Tokens are estimated here where the provider counts none; then nothing will be sent.
 
         Raises `InvalidRequest` for what can't be said to this provider, `Unavailable` when it is not configured any more.
         """
         provider = self._of(target)
         kind, ask_usage = provider.kind, provider.definition.usage_in_streams
         known = provider.format_for(request.format)
+        if known is None and OPERATION_OF[request.format] is Operation.COUNT_TOKENS:
+            return _estimated(target, request)
         if known is None:
             raise InvalidRequest(
                 "The provider behind this model offers nothing of this kind.",
@@ -102,6 +112,8 @@ class Providers:
 
     def complete(self, request: UpstreamRequest, cancellation: Cancellation) -> Completion:
         """See `Provider.complete`."""
+        if request.answered is not None:
+            return _own_answer(request, request.answered)
         return self._of(request.target).complete(request, cancellation)
 
     def stream(self, request: UpstreamRequest, cancellation: Cancellation) -> CompletionStream:
@@ -140,3 +152,20 @@ class Providers:
                 detail=f"no provider {name}",
                 retry_after_s=1,
             ) from None
+
+
+def _estimated(target: Target, request: ChatRequest) -> UpstreamRequest:
+    """Our own count of the tokens, with what it is made of as the body."""
+    if request.read is None:
+        raise AssertionError("the door has no reading of its format")
+    asked = request.read(request.payload)
+    if not isinstance(asked, TokenCountRequest):
+        raise TypeError("a count was asked for")
+    count = TokenCount(estimate_tokens(asked.conversation), estimated=True)
+    body = strict_json.dumps({**request.payload, "model": target.model})
+    return UpstreamRequest(target, request.format, body, stream=False, translated=True, answered=count)
+
+
+def _own_answer(request: UpstreamRequest, answer: NeutralAnswer) -> Completion:
+    told: JsonObject = {"input_tokens": answer.tokens, "estimated": True} if isinstance(answer, TokenCount) else {}
+    return Completion(told, "", Usage(), request.target.model, request.format, answer)

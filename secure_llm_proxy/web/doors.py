@@ -9,6 +9,7 @@ from enum import StrEnum
 from secure_llm_proxy.identity import Permission
 from secure_llm_proxy.web.admin.operations import OPERATIONS, PREFIX
 from secure_llm_proxy.web.answers import Answer
+from secure_llm_proxy.web.anthropic.door import create_message
 from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.chat.door import answer_prompt
 from secure_llm_proxy.web.openai.door import create_chat_completion
@@ -63,6 +64,8 @@ DOORS: tuple[Door, ...] = (
     Door("POST", "/v1/chat/completions", "openai.create_chat_completion", Guard.CORRIDOR, hot=create_chat_completion),
     Door("POST", "/v1/responses", "openai.create_response", Guard.CORRIDOR, hot=create_response),
     Door("GET", "/v1/responses/<response>", "openai.retrieve_response", Guard.CORRIDOR),
+    Door("POST", "/v1/messages", "anthropic.create_message", Guard.CORRIDOR, hot=create_message),
+    Door("POST", "/v1/messages/count_tokens", "anthropic.count_tokens", Guard.CORRIDOR),
     Door("GET", "/v1/models", "openai.list_models", Guard.CORRIDOR),
     Door("GET", "/v1/models/<path:model>", "openai.retrieve_model", Guard.CORRIDOR),
     Door("GET", "/health", "operations.health", Guard.OPEN),

@@ -25,8 +25,9 @@ from secure_llm_proxy.foundation.errors import (
 )
 from secure_llm_proxy.identity import keys_in
 from secure_llm_proxy.settings import LimitSettings
-from secure_llm_proxy.vocabulary.inbound import Inbound, Tags
+from secure_llm_proxy.vocabulary.inbound import Headers, Inbound, Tags
 from secure_llm_proxy.web.arrival import Arrival
+from secure_llm_proxy.web.errors import is_anthropic
 from secure_llm_proxy.web.headers import safe_id
 from secure_llm_proxy.web.presence import Presence
 
@@ -61,12 +62,22 @@ def inbound_of(arrival: Arrival, door: str, presence: Presence, cancellation: Ca
         session=safe_id(environ["HTTP_X_SESSION_ID"]) if "HTTP_X_SESSION_ID" in environ else None,
         correlation_id=arrival.correlation_id if "HTTP_X_CORRELATION_ID" in environ else None,
         keys_in_url=_keys_in_url(environ) if key_in_url else (),
-        passed_headers=(("anthropic-beta", environ["HTTP_ANTHROPIC_BETA"]),)
-        if "HTTP_ANTHROPIC_BETA" in environ
+        passed_headers=_passed(environ, door)
+        if "HTTP_ANTHROPIC_VERSION" in environ or "HTTP_ANTHROPIC_BETA" in environ
         else (),
         tags=_tags_of(environ["HTTP_X_SLP_REQUIRE"]) if "HTTP_X_SLP_REQUIRE" in environ else (),
         hang_up=presence.hang_up,
     )
+
+
+def _passed(environ: WSGIEnvironment, door: str) -> Headers:
+    """The version is that of a body which the client wrote: what comes to other doors is written by us."""
+    passed: Headers = ()
+    if "HTTP_ANTHROPIC_BETA" in environ:
+        passed = (("anthropic-beta", environ["HTTP_ANTHROPIC_BETA"]),)
+    if "HTTP_ANTHROPIC_VERSION" in environ and is_anthropic(door):
+        passed += (("anthropic-version", environ["HTTP_ANTHROPIC_VERSION"]),)
+    return passed
 
 
 def _tags_of(header: str) -> Tags:

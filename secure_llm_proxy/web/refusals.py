@@ -14,7 +14,7 @@ from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue, indexed_va
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from secure_llm_proxy.web.answers import Answer, status_line
 from secure_llm_proxy.web.arrival import Arrival
-from secure_llm_proxy.web.errors import error_body, error_headers
+from secure_llm_proxy.web.errors import anthropic_error_body, error_body, error_headers, is_anthropic
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,10 @@ def refuse(
     recorded_as: AuditType = AuditType.REFUSED,
     body_of: Callable[[ProxyError], bytes] = error_body,
 ) -> Answer:
-    """The answer to what a door raised. An error that is none of ours is a bare 500 whose cause stands in the log."""
+    """The answer to what a door raised. An error that is none of ours is a bare 500 whose cause stands in the log.
+
+    Below the path of Anthropic's doors it has Anthropic's shape, whether there is such a door or not.
+    """
     told = error if isinstance(error, ProxyError) else InternalError(detail=type(error).__name__)
     if told.status in _RECORDED:
         _record(arrival, told, endpoint, recorded_as)
@@ -47,7 +50,11 @@ def refuse(
         extra={name: value for name, value in fields.items() if value is not None},
         exc_info=error if isinstance(told, InternalError) else None,
     )
-    return Answer(status_line(told.status), error_headers(told), body_of(told))
+    headers = error_headers(told)
+    if is_anthropic(arrival.environ["PATH_INFO"]):
+        headers.append(("request-id", arrival.exchange_id))
+        return Answer(status_line(told.status), headers, anthropic_error_body(told, arrival.exchange_id))
+    return Answer(status_line(told.status), headers, body_of(told))
 
 
 def _record(arrival: Arrival, told: ProxyError, endpoint: str | None, kind: AuditType) -> None:

@@ -252,11 +252,14 @@ def test_texts_become_vectors(providers: Providers, provider: str) -> None:
     assert completion.answer == Embeddings((tuple(vector("one", 4)), tuple(vector("two", 4))))
 
 
-def test_gemini_counts_tokens_and_cohere_cannot(providers: Providers) -> None:
+def test_gemini_counts_tokens_and_what_cohere_cannot_is_estimated(providers: Providers) -> None:
     request = TokenCountRequest(called_two_tools())
 
     assert complete(providers, "gemini", request).answer == TokenCount(COUNTS.prompt)
-    assert not providers.can_answer(Target("cohere", "command-a"), asked(request))
+    assert providers.can_answer(Target("cohere", "command-a"), asked(request))
+    estimated = complete(providers, "cohere", request).answer
+    assert isinstance(estimated, TokenCount)
+    assert estimated.estimated
 
 
 @_BOTH

@@ -51,6 +51,7 @@ from secure_llm_proxy.vocabulary.inbound import Headers, Inbound, Tags
 from secure_llm_proxy.vocabulary.leaks import LeakedKey
 from secure_llm_proxy.vocabulary.providers import ProviderDefinition, provider_kinds
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
+from secure_llm_proxy.web.anthropic.views import make_anthropic_doors
 from secure_llm_proxy.web.chat.views import make_chat_door
 from secure_llm_proxy.web.hooks import install_hooks
 from secure_llm_proxy.web.house import WebHouse, attach
@@ -192,11 +193,14 @@ class ScriptedStream:
 
 
 class ScriptedUpstream:
-    """The upstream room, answering as told: `answer` and `script`, or raising them where they are exceptions."""
+    """The upstream room, answering as told: `answer` and `script`, or raising them where they are exceptions. `translated`:
+    it speaks another format than the client.
+    """
 
     def __init__(self, effects: list[str]) -> None:
         self.answer: Completion | BaseException = completion_of()
         self.script: Sequence[StreamEvent | BaseException] | BaseException = (event_of("Hel"), event_of("lo."))
+        self.translated = False
         self.received: list[UpstreamRequest] = []
         self.streams: list[ScriptedStream] = []
         self._effects = effects
@@ -205,7 +209,8 @@ class ScriptedUpstream:
         written = OpenAiChat().adapt(
             request.payload, target.model, provider_kinds()["openai_compatible"], stream=request.stream, ask_usage=False
         )
-        return UpstreamRequest(target, request.format, orjson.dumps(written.payload), request.stream)
+        body = orjson.dumps(written.payload)
+        return UpstreamRequest(target, request.format, body, request.stream, self.translated, headers=headers)
 
     def complete(self, request: UpstreamRequest, cancellation: Cancellation) -> Completion:
         self._effects.append("complete")
@@ -491,7 +496,7 @@ def make_app(
     app.url_map.merge_slashes = False
     attach(app, make_web_house(small, settings, troubles=troubles))
     install_hooks(app)
-    for doors in (make_chat_door(), make_openai_doors(), make_operations_doors()):
+    for doors in (make_chat_door(), make_openai_doors(), make_anthropic_doors(), make_operations_doors()):
         app.register_blueprint(doors)
     return app
 

@@ -47,8 +47,14 @@ def rules_of(app: Flask) -> set[tuple[str, str, str]]:
 def error_of(answer: TestResponse) -> dict[str, object]:
     assert answer.content_type == "application/json"
     told = json.loads(answer.data)
-    assert set(told) <= {"error", "retry_after"}
-    assert set(told["error"]) == {"message", "type", "param", "code"}
+    if told.get("type") == "error":
+        # at Anthropic's doors
+        assert set(told) == {"type", "error", "request_id"}
+        assert told["request_id"] == answer.headers["request-id"] == answer.headers["X-Request-Id"]
+        assert set(told["error"]) == {"message", "type", "param", "code", "details"}
+    else:
+        assert set(told) <= {"error", "retry_after"}
+        assert set(told["error"]) == {"message", "type", "param", "code"}
     error: dict[str, object] = told["error"]
     return error
 

@@ -64,7 +64,9 @@ class WatchedConnection:
 
 def body_for(path: str, **more: object) -> bytes:
     asked: dict[str, object] = (
-        {"prompt": "Hi."} if path == "/chat" else {"messages": [{"role": "user", "content": "Hi."}], "input": "Hi."}
+        {"prompt": "Hi."}
+        if path == "/chat"
+        else {"messages": [{"role": "user", "content": "Hi."}], "input": "Hi.", "max_tokens": 9}
     )
     return json.dumps({**asked, **more}).encode()
 
@@ -132,7 +134,12 @@ def test_the_hot_table_is_exactly_the_marked_doors() -> None:
     doors = hot_doors(make_house())
 
     assert doors.served == {(door.method, door.path) for door in HOT}
-    assert doors.served == {("POST", "/chat"), ("POST", "/v1/chat/completions"), ("POST", "/v1/responses")}
+    assert doors.served == {
+        ("POST", "/chat"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/messages"),
+    }
 
 
 def test_each_hot_door_is_a_flask_view_too() -> None:
