@@ -22,6 +22,7 @@ from secure_llm_proxy.upstream.formats.face import (
 )
 from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent, Usage
 from secure_llm_proxy.vocabulary.conversation import (
+    SEALED_BY_GEMINI,
     Answer,
     Choice,
     Conversation,
@@ -123,8 +124,8 @@ class AnthropicMessages:
 
 
 def without_foreign_thinking(payload: JsonObject) -> JsonObject:
-    """The payload without thinking that bears no signature: another provider thought it, in this same conversation, and
-    Anthropic refuses the whole request for it. The payload itself where there is none.
+    """The payload without thinking that bears no signature, or that Gemini has sealed: another provider thought it, in this
+    same conversation, and Anthropic refuses the whole request for it. The payload itself where there is none.
     """
     messages = payload.get("messages")
     if not isinstance(messages, list):
@@ -145,7 +146,14 @@ def without_foreign_thinking(payload: JsonObject) -> JsonObject:
 
 
 def _is_foreign_thinking(block: JsonValue) -> bool:
-    return isinstance(block, dict) and block.get("type") == "thinking" and block.get("signature") == ""
+    if not isinstance(block, dict):
+        return False
+    match block.get("type"):
+        case "thinking":
+            return block.get("signature") == ""
+        case "redacted_thinking":
+            return _word(block, "data").startswith(SEALED_BY_GEMINI)
+    return False
 
 
 class AnthropicStream:

@@ -27,6 +27,7 @@ from secure_llm_proxy.upstream.server_sent_events import ServerSentEvent, Server
 from secure_llm_proxy.upstream.wording import Scrubber
 from secure_llm_proxy.vocabulary.chat import StreamEvent, Usage
 from secure_llm_proxy.vocabulary.conversation import (
+    SEALED_BY_GEMINI,
     Answer,
     Choice,
     Conversation,
@@ -116,12 +117,13 @@ def test_a_request_of_the_same_format_keeps_every_parameter() -> None:
 def test_thinking_of_another_provider_is_not_shown_to_anthropic() -> None:
     own: JsonObject = {"type": "thinking", "thinking": "signed", "signature": "c2ln"}
     foreign: JsonObject = {"type": "thinking", "thinking": "unsigned", "signature": ""}
+    sealed: JsonObject = {"type": "redacted_thinking", "data": f"{SEALED_BY_GEMINI}c2VhbGVk"}
     said: JsonObject = {"type": "text", "text": "Hi."}
     payload: JsonObject = {
         "model": "ours",
         "messages": [
             {"role": "user", "content": "Hello"},
-            {"role": "assistant", "content": [foreign, own, said]},
+            {"role": "assistant", "content": [foreign, own, sealed, said]},
             {"role": "assistant", "content": [foreign]},
             {"role": "user", "content": "And?"},
         ],
