@@ -179,8 +179,7 @@ class Bench:
         return DiskFigures(round_, percentile(taken_us, 0.5), percentile(taken_us, 0.99))
 
     def _body_file(self, endpoint: Endpoint, *, stream: bool) -> Path:
-        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _QUESTION}]
-        asked = {"prompt": f"{_SYSTEM}\n{_QUESTION}"} if endpoint.is_chat else {"messages": messages}
+        asked = endpoint.asked(_SYSTEM, _QUESTION)
         body: dict[str, object] = {"model": endpoint.model, **asked, "temperature": 0.2, "max_tokens": 400}
         path = self.folder / ("stream.json" if stream else "plain.json")
         path.write_text(json.dumps({**body, "stream": True} if stream else body), "utf-8")

@@ -37,7 +37,7 @@ _MANY_CLIENTS = 1000
 _MANY_STREAMS = 1000
 _TLS = "-tls"
 _FLAT = 1.1
-_PRODUCTS = ("embedded", "embedded-tmpfs", "clustered", "edge", "chat", "embedded-tls")
+_PRODUCTS = ("embedded", "embedded-tmpfs", "clustered", "edge", "chat", "messages", "embedded-tls")
 
 
 @dataclass
@@ -79,6 +79,8 @@ class Results:
             missing.append(NotMeasured("TLS to the provider", "no target over TLS was asked for"))
         if "chat" not in targets:
             missing.append(NotMeasured("/chat", "not asked for"))
+        if "messages" not in targets:
+            missing.append(NotMeasured("translation between formats", "not asked for"))
         if not any(each.clients >= _MANY_CLIENTS for each in self.plain):
             missing.append(NotMeasured("256 and 1,000 clients", "--clients 16,256,1000 asks for them"))
         if not any(each.streams >= _MANY_STREAMS for each in self.streams):
@@ -378,7 +380,7 @@ def _cpu_at(clients: int) -> Callable[[Results, str], float | None]:
 def _added_p50(results: Results, target: str) -> float | None:
     """Only the product's own part counts here: its audit log in memory."""
     found, direct = _plain_of(results, target, 1), _plain_of(results, "direct", 1)
-    if not found or not direct or target in {"embedded", "clustered", "edge", "chat", f"embedded{_TLS}"}:
+    if not found or not direct or target in {"embedded", "clustered", "edge", "chat", "messages", f"embedded{_TLS}"}:
         return None
     return _median(found, _p50) - _median(direct, _p50)
 

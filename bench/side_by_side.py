@@ -39,6 +39,9 @@ _SHAPES = {
         ProductShape("edge", "product: SQLite, audit on disk, behind nginx TLS", behind_nginx=True),
         ProductShape("embedded-tls", "product: SQLite, audit on disk, TLS upstream"),
         ProductShape("chat", "product: SQLite, audit on disk, asked at /chat", door="/chat"),
+        ProductShape(
+            "messages", "product: SQLite, audit on disk, asked at /v1/messages, translated", door="/v1/messages"
+        ),
     )
 }
 PRODUCTS = tuple(_SHAPES)

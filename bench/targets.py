@@ -65,10 +65,14 @@ class Endpoint:
     def host(self) -> str:
         return "localhost" if self.tls else "127.0.0.1"
 
-    @property
-    def is_chat(self) -> bool:
-        """The origin's door, which takes a `prompt`."""
-        return self.path == "/chat"
+    def asked(self, system: str, question: str) -> dict[str, object]:
+        """The question in the words of the door: the origin's takes a `prompt`, Anthropic's a `system` of its own."""
+        user = {"role": "user", "content": question}
+        if self.path == "/chat":
+            return {"prompt": f"{system}\n{question}" if system else question}
+        if self.path == "/v1/messages":
+            return {**({"system": system} if system else {}), "messages": [user]}
+        return {"messages": [*([{"role": "system", "content": system}] if system else []), user]}
 
 
 class Target(ABC):
@@ -479,10 +483,7 @@ def _ask(endpoint: Endpoint) -> tuple[int, bytes]:
         if endpoint.tls
         else http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=30)
     )
-    question: Mapping[str, object] = (
-        {"prompt": "Hello."} if endpoint.is_chat else {"messages": [{"role": "user", "content": "Hello."}]}
-    )
-    body = json.dumps({"model": endpoint.model, **question})
+    body = json.dumps({"model": endpoint.model, "max_tokens": 400, **endpoint.asked("", "Hello.")})
     try:
         connection.request("POST", endpoint.path, body, {"Content-Type": "application/json", **endpoint.headers})
         answer = connection.getresponse()

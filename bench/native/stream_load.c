@@ -120,7 +120,8 @@ static void read_chunks(Stream *stream) {
         if (!stream->first_chunk_seen && first_chunks < SAMPLES_MAX) first_chunk_ms[first_chunks++] = (now - stream->asked_ns) / 1e6;
         stream->first_chunk_seen = true;
     }
-    if ((mark = strstr(unread, "[DONE]"))) {
+    // OpenAI's last event and Anthropic's.
+    if ((mark = strstr(unread, "[DONE]")) || (mark = strstr(unread, "\"message_stop\""))) {
         stream->done_seen = true;
         unread = mark + 6;
     }
