@@ -61,6 +61,26 @@ class ProviderKind:
     drops: frozenset[str] = frozenset()
     lacks: frozenset[Capability] = frozenset()
     limits: Mapping[Limit, int] = field(default_factory=dict)
+    original: bool = False
+    adds: frozenset[str] = frozenset()
+    refuses: frozenset[str] = frozenset()
+    bound: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    roles: Mapping[str, str] = field(default_factory=dict)
+    call_ids: Literal["any", "nine"] = "any"
+    tool_choices: Mapping[str, str] = field(default_factory=dict)
+    efforts: Mapping[str, str] = field(default_factory=dict)
+    reasoning_budget: bool = False
+    media: Literal["openai", "mistral"] = "openai"
+    quirks: frozenset[str] = field(init=False, default=frozenset())
+    """Parameters of OpenAI's formats that do not go to it as they come."""
+
+    def __post_init__(self) -> None:
+        quirks = {*self.drops, *self.renames}
+        if self.tool_choices:
+            quirks.add("tool_choice")
+        if self.roles or self.call_ids != "any" or any(name.startswith("messages.") for name in self.drops):
+            quirks.add("messages")
+        object.__setattr__(self, "quirks", frozenset(quirks))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, read strictly: answers, stream events, errors. Pure: no socket here.
+"""OpenAI's chat completions as a provider's format: requests, answers, stream events, errors, read strictly. Pure.
 
 Source: OpenAI API reference, chat completions and errors, 2026-11.
 """
@@ -6,6 +6,7 @@ Source: OpenAI API reference, chat completions and errors, 2026-11.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from secure_llm_proxy.foundation import strict_json
@@ -18,7 +19,11 @@ from secure_llm_proxy.upstream.formats.face import (
     unreadable,
     unsupported,
 )
+from secure_llm_proxy.upstream.formats.openai_chat_answer import CallsOfAStream, answer_of, deltas_of
+from secure_llm_proxy.upstream.formats.openai_chat_request import write_conversation
+from secure_llm_proxy.upstream.formats.openai_dialect import in_dialect
 from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent, Usage
+from secure_llm_proxy.vocabulary.conversation import Conversation, Delta, DeltaKind
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 if TYPE_CHECKING:
@@ -45,23 +50,27 @@ class OpenAiChat:
     format = WireFormat.OPENAI_CHAT
 
     def adapt(self, payload: JsonObject, model: str, kind: ProviderKind, *, stream: bool, ask_usage: bool) -> Written:
+        dropped: tuple[str, ...] = ()
+        if kind.quirks:
+            payload, dropped = in_dialect(payload, kind)
         if not stream:
-            return Written({**payload, "model": model, "stream": False})
+            return Written({**payload, "model": model, "stream": False}, dropped)
         options = payload.get("stream_options")
         if not ask_usage or kind.usage != "asked":
-            return Written({**payload, "model": model, "stream": True})
+            return Written({**payload, "model": model, "stream": True}, dropped)
         shown = isinstance(options, dict) and options.get("include_usage") is True
         if not shown:
             options = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-        return Written({**payload, "model": model, "stream": True, "stream_options": options}, shows_usage=shown)
+        return Written({**payload, "model": model, "stream": True, "stream_options": options}, dropped, shown)
 
     def write(self, neutral: Neutral, model: str, kind: ProviderKind, *, ask_usage: bool) -> Written:
-        del neutral, model, kind, ask_usage
-        raise unsupported("model", "it speaks another wire format than this endpoint.")
+        if not isinstance(neutral, Conversation):
+            raise unsupported("model", "it converses, and does nothing else.")
+        return write_conversation(neutral, model, kind, ask_usage=ask_usage)
 
     def read(self, body: bytes, *, model: str, translated: bool) -> Completion:
-        del translated
-        return read_completion(body, model=model)
+        completion = read_completion(body, model=model)
+        return replace(completion, answer=answer_of(completion.payload)) if translated else completion
 
     def stream(self, *, translated: bool, shows_usage: bool) -> OpenAiChatStream:
         return OpenAiChatStream(translated=translated, shows_usage=shows_usage)
@@ -104,10 +113,11 @@ def _message_of(error: JsonObject) -> JsonValue:
 class OpenAiChatStream:
     """The events of one stream."""
 
-    __slots__ = ("_shows_usage", "_translated", "done", "finished")
+    __slots__ = ("_begun", "_calls", "_shows_usage", "done", "finished")
 
     def __init__(self, *, translated: bool, shows_usage: bool) -> None:
-        self._translated = translated
+        self._calls = CallsOfAStream() if translated else None
+        self._begun = False
         self._shows_usage = shows_usage
         self.finished = False
         self.done = False
@@ -127,9 +137,31 @@ class OpenAiChatStream:
         event, finished = read_stream_event(data)
         if finished:
             self.finished = True
+        if self._calls is not None:
+            return self._translated(event, self._calls, finished=finished)
         if event.usage is not None and not self._shows_usage:
             return _without_usage(event)
         return event
+
+    def _translated(self, event: StreamEvent, calls: CallsOfAStream, *, finished: bool) -> StreamEvent | None:
+        """The event with what it adds in neutral form. None for one that adds nothing and tells no usage."""
+        payload = event.payload
+        deltas: tuple[Delta, ...]
+        if event.only_text and event.text and not finished and self._begun:
+            # the usual event
+            choices = payload.get("choices")
+            if type(choices) is list and type(choice := choices[0]) is dict and choice.get("logprobs") is None:
+                index = choice.get("index")
+                deltas = (Delta(DeltaKind.TEXT, index if type(index) is int and index > 0 else 0, 0, event.text),)
+                return StreamEvent(event.data, payload, event.text, event.usage, True, b"", deltas)
+        deltas = deltas_of(payload, calls)
+        if not self._begun and payload.get("choices"):
+            self._begun = True
+            id_ = payload.get("id")
+            deltas = (Delta(DeltaKind.START, id=id_ if isinstance(id_, str) and id_ else None), *deltas)
+        if not deltas and event.usage is None:
+            return None
+        return event._replace(deltas=deltas)
 
 
 def _without_usage(event: StreamEvent) -> StreamEvent:

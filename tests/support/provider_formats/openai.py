@@ -703,6 +703,9 @@ def asked_in_chat(view: View) -> Asked:
                     seen.append(seen_data(image.text or image["url"].text, "image"))
                 case "file" if part["file"]["file_data"]:
                     seen.append(seen_data(part["file"]["file_data"].text, "file"))
+                case "document_url":
+                    # Mistral's way
+                    seen.append(seen_data(part["document_url"].text, "file"))
                 case "input_audio":
                     sound = part["input_audio"]
                     seen.append(Seen("audio", sound["format"].text, data=sound["data"].text))
