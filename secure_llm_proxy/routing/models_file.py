@@ -159,7 +159,7 @@ class _Reading:
         models = [self._model(name, told, shape, names) for name, told in shape.models.items()]
         made = ModelsFile(tuple(providers), tuple(models), frozenset(shape.stored_providers))
         if not self.mistakes:
-            self._check_tags(made, {definition.name: definition.tags for definition in known})
+            self._check_usefulness(made, {definition.name: definition.tags for definition in known})
         return made
 
     def _say(self, path: YamlPath, problem: str) -> None:
@@ -403,7 +403,7 @@ class _Reading:
             rules[name] = frozenset(several_values)
         return rules
 
-    def _check_tags(self, made: ModelsFile, tags: Mapping[str, Mapping[str, str]]) -> None:
+    def _check_usefulness(self, made: ModelsFile, tags: Mapping[str, Mapping[str, str]]) -> None:
         """A route or fallback that could never be taken is no fallback, though somebody counts on it."""
         models = {model.name: model for model in made.models}
         for model in made.models:
@@ -414,6 +414,10 @@ class _Reading:
                         (*path, "routes", at),
                         f"provider {route.provider} has not the tags that this model's require and forbid ask for",
                     )
+            for at, name in enumerate(model.context_fallbacks):
+                tokens = models[name].context_tokens
+                if tokens is not None and model.context_tokens is not None and tokens <= model.context_tokens:
+                    self._say((*path, "context_fallbacks", at), f"{name} takes no longer conversations than this model")
             for field in ("fallbacks", "context_fallbacks", "content_policy_fallbacks"):
                 for at, name in enumerate(getattr(model, field)):
                     known = [route.provider for route in models[name].routes if route.provider in tags]
@@ -480,7 +484,7 @@ def _words(kind: str, message: str, location: tuple[str | int, ...]) -> str:
         level = tuple(_level(location[:-1]))
         fields = list(_FIELDS[level].model_fields) if level in _FIELDS else []
         return f"is no field here{_near(str(location[-1]), fields)}; known are {', '.join(fields)}"
-    return _SAID.get(kind) or message[:1].lower() + message[1:].replace("input should be", "must be")
+    return _SAID.get(kind) or (message[:1].lower() + message[1:]).replace("input should be", "must be")
 
 
 def _level(location: tuple[str | int, ...]) -> Iterator[str]:
