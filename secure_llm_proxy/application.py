@@ -131,7 +131,7 @@ def _web_house(settings: Settings, services: Services) -> WebHouse:
                     "shared": settings.redis.url is not None,
                 },
                 "blocked_user_agents": list(admission.blocked_agents),
-                "provider": "demo" if services.demo else "openai_compatible",
+                "provider": "demo" if services.demo else next(iter(services.upstream.all), None),
                 "provider_certificate_checked": settings.upstream.ssl_verify,
             },
             "audit": {
@@ -139,6 +139,7 @@ def _web_house(settings: Settings, services: Services) -> WebHouse:
                 "state": services.troubles["audit"]() or "ok",
                 **services.standing.told(),
             },
+            "providers": services.provider_report(),
             "licence": None,
             "compliance_status": None,
         }
@@ -151,4 +152,5 @@ def _web_house(settings: Settings, services: Services) -> WebHouse:
         security_status=security_status,
         render_metrics=lambda: render_metrics(services.metrics),
         relaxed=tuple(relaxed_settings(settings)),
+        providers=services.provider_states,
     )

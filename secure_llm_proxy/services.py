@@ -63,6 +63,7 @@ log = logging.getLogger(__name__)
 
 _TROUBLE_KEPT_S = 1.0
 _CLEAN_UP_S = 3600.0
+_SHOW_S = 1.0
 
 
 @dataclass
@@ -106,6 +107,39 @@ class Services:
         """True while nobody but the demo model answers."""
         return DEMO in self.upstream.all
 
+    def provider_states(self) -> dict[str, str]:
+        """Of each provider, for everybody: `ok`, `degraded` (some of its models are left alone) or `unavailable`."""
+        troubles, open_circuits = self.upstream.troubles(), self.routing.circuits.open_by_provider()
+        return {
+            name: "unavailable" if name in troubles else "degraded" if open_circuits.get(name) else "ok"
+            for name in self.upstream.all
+        }
+
+    def provider_report(self) -> list[dict[str, object]]:
+        """Of each provider, for operators; never its address or a key."""
+        states, troubles, circuits = self.provider_states(), self.upstream.troubles(), self.routing.circuits.views()
+        return [
+            {
+                "name": name,
+                "kind": provider.definition.kind,
+                "source": provider.definition.source,
+                "state": states[name],
+                "trouble": troubles.get(name),
+                "tags": dict(provider.definition.tags),
+                "keys": len(provider.definition.keys),
+                "resting_keys": provider.resting_keys,
+                "circuits": [
+                    {"model": view.model, "state": view.state, "opens_in_s": round(view.opens_s, 1)}
+                    for view in circuits
+                    if view.provider == name
+                ],
+            }
+            for name, provider in self.upstream.all.items()
+        ]
+
+    def _show_circuits(self) -> None:
+        self.metrics.show_circuits(self.routing.circuits.open_by_provider())
+
     def start(self) -> None:
         """Begin the background work: address rules, stored providers, violations, `last_used`, the host's heartbeat, changes
         told by Redis, counts, the audit index, and the look after exchanges that run. Address rules and stored providers
@@ -116,6 +150,7 @@ class Services:
         self._greenlets.append(gevent.spawn(_repeat, self.rule_reader.refresh, REFRESH_S))
         _attempt(self.stored_providers.refresh)
         self._greenlets.append(gevent.spawn(_repeat, self.stored_providers.refresh, PROVIDERS_REFRESH_S))
+        self._greenlets.append(gevent.spawn(_repeat, self._show_circuits, _SHOW_S))
         if self.settings.admission.block_after_violations:
             self._greenlets.append(gevent.spawn(_repeat, self.violations.work, COUNT_S))
         flush_s = self.settings.identity.last_used_flush_s
@@ -225,7 +260,13 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
             "No provider is configured: set LLM_API_URL or a provider's key, or start with `manage.py serve` for the demo model."
         )
     upstream = Providers(settings.upstream, providers, clock=clock)
-    routing = Routing(settings.upstream, lambda name: upstream.list_models(name, Cancellation()), clock)
+    routing = Routing(
+        settings.upstream,
+        lambda name: upstream.list_models(name, Cancellation()),
+        clock,
+        on_attempt=metrics.attempted,
+        on_failure=metrics.failed,
+    )
     routing.configure(providers, in_file.models)
     stored = StoredProviders(database, derive_key(encryption_key.get_secret_value(), "slp/provider-keys"), clock)
 
@@ -269,7 +310,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         "disk": standing.disk_trouble,
         "evidence": standing.evidence_trouble,
         "audit_index": index_shipper.trouble,
-        "upstream": upstream.trouble,
+        "upstream": lambda: upstream.trouble() or routing.trouble(),
     }
     if settings.redis.url is not None:
         troubles["redis"] = throttle.trouble

@@ -195,6 +195,13 @@ class Routing:
         """Of each of its routes: may it take a request like this? A fallback obeys the tags of the model whose place it takes."""
         return [self._judge(model, route, wish, instead_of) for route in model.routes]
 
+    def trouble(self) -> str | None:
+        """A sentence for the operator while something is left alone."""
+        views = self.circuits.views()
+        if not views:
+            return None
+        return f"Left alone because they kept failing: {', '.join(f'{view.provider}/{view.model}' for view in views)}."
+
     def untold(self) -> tuple[str, ...]:
         """Providers that were asked for their models and never told."""
         return tuple(name for name, models in self._lists.told().items() if models is None)

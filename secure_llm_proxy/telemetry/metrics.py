@@ -1,4 +1,5 @@
-"""Prometheus metrics. Labels are closed sets (doors, codes, listed models), never text from a client.
+"""Prometheus metrics. Labels are closed sets (doors, codes, listed models, configured providers), never text
+from a client.
 
 Several workers: `PROMETHEUS_MULTIPROC_DIR` must be in the environment before the first import of prometheus_client
 (gunicorn.conf.py sets it), and their files are summed at each scrape.
@@ -98,6 +99,22 @@ class Metrics:
             ["where"],
             registry=self.registry,
         )
+        self._attempts = Counter(
+            "slp_upstream_attempts_total", "Requests sent to providers.", ["provider"], registry=self.registry
+        )
+        self._failures = Counter(
+            "slp_upstream_failures_total",
+            "Requests to providers that failed before an answer began, by kind.",
+            ["provider", "kind"],
+            registry=self.registry,
+        )
+        self._circuits = Gauge(
+            "slp_circuits_open",
+            "Models of a provider that are left alone because they kept failing.",
+            ["provider"],
+            multiprocess_mode="livemax",
+            registry=self.registry,
+        )
         self._limiter_fallbacks = Counter(
             "slp_limiter_local_total",
             "Requests limited by this host's share because Redis was away.",
@@ -106,6 +123,9 @@ class Metrics:
 
         self._host_gauges: Callable[[], Mapping[str, tuple[str, float]]] = dict
         self._held: list[ExchangeFacts] = []
+        self._held_attempts: Counted[str] = Counted()
+        self._held_failures: Counted[tuple[str, str]] = Counted()
+        self._shown_circuits: Mapping[str, int] = {}
         self._open_exchanges = 0
         self._timer: Any = None
         # labels() costs as much as counting: asked for once for each combination, of which there are few.
@@ -113,6 +133,8 @@ class Metrics:
         self._duration_of = cache(self._duration.labels)
         self._refusals_of = cache(self._refusals.labels)
         self._tokens_of = cache(self._tokens.labels)
+        self._attempts_of = cache(self._attempts.labels)
+        self._failures_of = cache(self._failures.labels)
 
     def hold_back(self) -> None:
         """From now on count together, every 0.1 s, in this thread's event loop: 2 instead of 14 µs a request (2026-11)."""
@@ -139,13 +161,38 @@ class Metrics:
         self._held.append(facts)
         self._count_soon()
 
+    def attempted(self, provider: str) -> None:
+        """A request goes to the provider. Counted with the exchange that it belongs to."""
+        self._held_attempts[provider] += 1
+
+    def failed(self, provider: str, kind: str) -> None:
+        """A request to the provider failed before an answer began."""
+        self._held_failures[provider, kind] += 1
+
+    def show_circuits(self, open_by_provider: Mapping[str, int]) -> None:
+        """From now on so many models of each provider are left alone. Never raises, as `opened`."""
+        if open_by_provider == self._shown_circuits:
+            return
+        try:
+            for provider in {**self._shown_circuits, **open_by_provider}:
+                self._circuits.labels(provider).set(open_by_provider.get(provider, 0))
+            self._shown_circuits = dict(open_by_provider)
+        except OSError as error:
+            log.warning("metrics not counted", extra={"why": type(error).__name__})
+
     def flush(self) -> None:
         """Count what is held back. Never raises."""
         if self._timer is not None:
             self._timer.stop()
         held, self._held = self._held, []
         open_exchanges, self._open_exchanges = self._open_exchanges, 0
+        attempts, self._held_attempts = self._held_attempts, Counted()
+        failures, self._held_failures = self._held_failures, Counted()
         try:
+            for provider, count in attempts.items():
+                self._attempts_of(provider).inc(count)
+            for (provider, kind), count in failures.items():
+                self._failures_of(provider, kind).inc(count)
             if open_exchanges:
                 self._in_progress.inc(open_exchanges)
             self._count(held)

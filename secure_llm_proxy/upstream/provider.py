@@ -164,6 +164,12 @@ class Provider:
         return self._health.trouble()
 
     @property
+    def resting_keys(self) -> int:
+        """How many of its keys the provider limits or refuses."""
+        now_s = monotonic()
+        return sum(key.rests_until_s > now_s for key in self._keys)
+
+    @property
     def host(self) -> str:
         """Name or address, for the operator's firewall."""
         return self._endpoint.host

@@ -27,7 +27,8 @@ class Lacking(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WebHouse:
-    """`troubles` asks every part for a sentence, None where all is well; `relaxed` is each weakened setting and why.
+    """`troubles` asks every part for a sentence, None where all is well; `relaxed` is each weakened setting and why;
+    `providers` tells the state of each in a word.
 
     Worked out once: `known_address_of` is `address_of` with a memory (3 µs less a request); `headers` are those that every
     answer carries alike, `lacking` is filled by `Arrival`; `key_variables` are the names in a WSGI environ under which a
@@ -41,6 +42,7 @@ class WebHouse:
     security_status: Callable[[], dict[str, object]]
     render_metrics: Callable[[], tuple[bytes, str]]
     relaxed: tuple[tuple[str, str], ...]
+    providers: Callable[[], Mapping[str, str]] = dict
     known_address_of: Callable[[str, str | None], str] = field(init=False)
     headers: tuple[tuple[str, str], ...] = field(init=False)
     lacking: dict[tuple[str, ...], Lacking] = field(init=False)

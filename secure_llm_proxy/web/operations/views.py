@@ -52,7 +52,11 @@ def make_operations_doors() -> Blueprint:
         dependencies = _dependencies()
         # Every other part is needed: limits without Redis run on this host's share, which a balancer should know.
         good = all(state == "ok" for name, state in dependencies.items() if name not in _NOT_NEEDED)
-        body = {"status": "ready" if good else "not_ready", "dependencies": dependencies}
+        body = {
+            "status": "ready" if good else "not_ready",
+            "dependencies": dependencies,
+            "providers": dict(the_house().providers()),
+        }
         return _json(body, 200 if good else 503)
 
     @doors.get("/security/status")

@@ -68,6 +68,22 @@ def test_the_text_parses_and_counts() -> None:
     assert told["slp_limiter_local_total", ()] == 1
 
 
+def test_providers_are_counted_by_name_and_kind_of_failure() -> None:
+    metrics = Metrics()
+    for _ in range(3):
+        metrics.attempted("openai")
+    metrics.failed("openai", "timeout")
+    metrics.show_circuits({"openai": 2, "groq": 1})
+
+    told = samples(render_metrics(metrics)[0].decode())
+
+    assert told["slp_upstream_attempts_total", (("provider", "openai"),)] == 3
+    assert told["slp_upstream_failures_total", (("kind", "timeout"), ("provider", "openai"))] == 1
+    assert told["slp_circuits_open", (("provider", "openai"),)] == 2
+    metrics.show_circuits({"groq": 1})
+    assert samples(render_metrics(metrics)[0].decode())["slp_circuits_open", (("provider", "openai"),)] == 0
+
+
 def test_security_counts_are_sums_of_the_same_figures() -> None:
     metrics = Metrics()
     for code in (
