@@ -40,9 +40,9 @@ def error_of(
     """What a client may learn of an answer that is not 200. `body` may be cut, empty or nonsense."""
     status = head.status
     detail = f"the provider answered {status}"
-    if status in (401, 402, 403):
-        return UpstreamFailed(REFUSED_CREDENTIALS, failure=FailureKind.CREDENTIALS, detail=detail)
     reported = wire_format.read_error(_object_of(body))
+    if status in (401, 402) or (status == 403 and reported.kind is not FailureKind.CONTENT_POLICY):  # noqa: PLR2004
+        return UpstreamFailed(REFUSED_CREDENTIALS, failure=FailureKind.CREDENTIALS, detail=detail)
     if status == 400 and reported.kind is FailureKind.CREDENTIALS:  # noqa: PLR2004 — HTTP's own number
         # Google refuses a key so; what it says of it is the operator's, not the client's.
         return UpstreamFailed(REFUSED_CREDENTIALS, failure=FailureKind.CREDENTIALS, detail=detail)
@@ -56,14 +56,15 @@ def error_of(
             detail=detail,
             retry_after_s=wait_s,
         )
-    if status in _PASSED_ON:
+    if status in _PASSED_ON or reported.kind is FailureKind.CONTENT_POLICY:
         kind = reported.kind or FailureKind.REJECTED
         if kind is FailureKind.CREDENTIALS:
             # Of our account, not of the request: Anthropic tells an empty one so.
             return UpstreamFailed(REFUSED_CREDENTIALS, failure=kind, detail=detail)
         return UpstreamRefused(
             scrubber.message(reported.message) or REFUSED,
-            status=status,
+            # Together AI answers 422 and OpenRouter 403 where OpenAI's SDKs know a 400.
+            status=400 if kind in _CODE_OF_KIND else status,
             failure=kind,
             code=_CODE_OF_KIND.get(kind, ErrorCode.UPSTREAM_REJECTED),
             param=scrubber.parameter(reported.param),

@@ -318,6 +318,13 @@ def test_thoughts_are_asked_for_and_come_back(server: FormatServer, providers: P
         assert completion.usage.reasoning_tokens == COUNTS.thought
 
 
+def refused_request(providers: Providers, kind: str) -> UpstreamRequest:
+    if kind not in _OPENAI_LIKE:
+        return put(providers, kind, Conversation((HELLO,)))
+    payload: JsonObject = {"model": "x", "messages": [{"role": "user", "content": "Hello"}]}
+    return providers.write(Target(kind, MODELS[kind]), ChatRequest("x", stream=False, payload=payload))
+
+
 FAILURES = {
     Failure.AUTHENTICATION: FailureKind.CREDENTIALS,
     Failure.RATE_LIMITED: FailureKind.RATE_LIMITED,
@@ -331,20 +338,30 @@ FAILURES = {
 def test_documented_refusals_are_told_apart(
     server: FormatServer, providers: Providers, kind: str, failure: Failure
 ) -> None:
-    if kind in _OPENAI_LIKE:
-        payload: JsonObject = {"model": "x", "messages": [{"role": "user", "content": "Hello"}]}
-        request = providers.write(Target(kind, MODELS[kind]), ChatRequest("x", stream=False, payload=payload))
-    else:
-        request = put(providers, kind, Conversation((HELLO,)))
+    request = refused_request(providers, kind)
     server.fail(failure)
 
     with pytest.raises(ProxyError) as caught:
-        # a provider's only key rests once it was limited or refused: each case has providers of its own
-        Providers(UpstreamSettings(), [providers.all[kind].definition]).complete(request, Cancellation())
+        providers.complete(request, Cancellation())
 
     assert isinstance(caught.value, UpstreamFailed | UpstreamRefused)
     assert caught.value.failure is FAILURES[failure]
     assert server.origin("openai").removeprefix("http://").partition("/")[0] not in caught.value.public
+
+
+@pytest.mark.parametrize("kind", ["openai", "azure", "azure_deployments", "openrouter", "groq", "anthropic", "gemini"])
+def test_a_breach_of_the_providers_policy_is_a_bad_request_everywhere(
+    server: FormatServer, providers: Providers, kind: str
+) -> None:
+    """Cohere, Mistral and Together AI document no way to tell it."""
+    request = refused_request(providers, kind)
+    server.fail(Failure.CONTENT_POLICY)
+
+    with pytest.raises(UpstreamRefused) as caught:
+        providers.complete(request, Cancellation())
+
+    assert caught.value.failure is FailureKind.CONTENT_POLICY
+    assert caught.value.status == 400
 
 
 @pytest.mark.parametrize("kind", TRANSLATED)

@@ -95,6 +95,9 @@ class OpenAiChat:
                 kind = FailureKind.CREDENTIALS
         if kind is None and isinstance(message, str) and _TOO_LONG.search(message):
             kind = FailureKind.CONTEXT_LENGTH
+        if kind is None and isinstance(further := error.get("metadata"), dict) and "flagged_input" in further:
+            # OpenRouter's moderation; what it flagged is the client's own text and stays here
+            kind = FailureKind.CONTENT_POLICY
         return ReportedError(message, error.get("param"), kind)
 
 
