@@ -26,6 +26,7 @@ from secure_llm_proxy.identity import (
     SignIn,
     announce_revocation,
 )
+from secure_llm_proxy.routing.stored_providers import StoredProviders
 from secure_llm_proxy.settings import AuditSettings, Settings, load_settings
 from secure_llm_proxy.settings.loading import SettingsError, load_audit_writer_settings
 from secure_llm_proxy.vocabulary.audit import ClearValue
@@ -102,6 +103,10 @@ class CommandContext:
             seal_key=derive_key(self.encryption_key, "slp/totp"),
             pepper=derive_key(self.secret_key, "slp/recovery-pepper"),
         )
+
+    @cached_property
+    def stored_providers(self) -> StoredProviders:
+        return StoredProviders(self.database, derive_key(self.encryption_key, "slp/provider-keys"), self.clock)
 
     @cached_property
     def sessions(self) -> Sessions:

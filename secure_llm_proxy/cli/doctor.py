@@ -90,6 +90,7 @@ def _examine(context: CommandContext) -> Iterator[Check]:
     yield _disk(settings)
     yield from _evidence(context)
     yield from _providers(settings)
+    yield from _stored_providers(context)
     yield _server(settings)
 
 
@@ -275,6 +276,27 @@ def _providers(settings: Settings) -> Iterator[Check]:
         )
     for definition in definitions:
         yield _guarded(f"provider {definition.name}", lambda definition=definition: _provider(settings, definition))  # type: ignore[misc]  # mypy#12557
+
+
+def _stored_providers(context: CommandContext) -> Iterator[Check]:
+    try:
+        shown = context.database.run(context.stored_providers.list_providers)
+        usable = {definition.name: definition for definition in context.stored_providers.definitions()}
+    except (OperatorError, ProxyError):
+        # Told already, as the database's trouble.
+        return
+    for each in shown:
+        name = each.definition.name
+        if name in usable:
+            definition = usable[name]
+            yield _guarded(f"provider {name}", lambda definition=definition: _provider(context.settings, definition))  # type: ignore[misc]  # mypy#12557
+        else:
+            yield Check(
+                f"provider {name}",
+                Level.WARNING,
+                f"not asked: its key is {each.key_state}",
+                f"give it one: manage.py providers set-key {name}",
+            )
 
 
 def _provider(settings: Settings, definition: ProviderDefinition) -> Check:

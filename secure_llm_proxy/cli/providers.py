@@ -25,7 +25,6 @@ from secure_llm_proxy.cli.output import (
 )
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
-from secure_llm_proxy.foundation.secret_values import derive_key
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.routing import configured_providers, models_file_of
 from secure_llm_proxy.routing.stored_providers import (
@@ -200,7 +199,7 @@ def add_provider(
         usage_in_streams=not no_usage_in_streams,
         source="database",
     )
-    stored = _stored(context)
+    stored = context.stored_providers
     stored.require_addable(definition)
     _require_free(context, name)
     definition = replace(definition, keys=_keys(key_stdin=key_stdin, no_key=no_key))
@@ -309,9 +308,9 @@ def egress(context: CommandContext, *, as_json: bool) -> None:
 
 
 def _configured(context: CommandContext) -> list[_Configured]:
-    """Every provider, each name once, as the workers have it: the environment's before the database's."""
+    """Every provider, each name once, as the workers have it: the file's and the environment's before the database's."""
     found = {definition.name: _Configured(definition) for definition in _elsewhere(context)}
-    for stored in context.database.run(_stored(context).list_providers):
+    for stored in context.database.run(context.stored_providers.list_providers):
         found.setdefault(stored.definition.name, _Configured(stored.definition, stored))
     return list(found.values())
 
@@ -323,12 +322,8 @@ def _elsewhere(context: CommandContext) -> Iterable[ProviderDefinition]:
     return configured_providers(upstream, in_file.providers)
 
 
-def _stored(context: CommandContext) -> StoredProviders:
-    return StoredProviders(context.database, derive_key(context.encryption_key, "slp/provider-keys"), context.clock)
-
-
 def _find(context: CommandContext, name: str) -> tuple[StoredProviders, StoredProvider]:
-    stored = _stored(context)
+    stored = context.stored_providers
     return stored, context.database.run(lambda session: stored.find(session, name))
 
 
@@ -339,7 +334,7 @@ def _usable(context: CommandContext, name: str) -> ProviderDefinition:
             continue
         if each.stored is None:
             return each.definition
-        usable = {definition.name: definition for definition in _stored(context).definitions()}
+        usable = {definition.name: definition for definition in context.stored_providers.definitions()}
         if name in usable:
             return usable[name]
         raise OperatorError(

@@ -275,3 +275,19 @@ def test_in_production_no_key_crosses_the_network_in_clear(short_folder: Path) -
 
     assert (refused.code, keyless.code) == (1, 0), keyless.errors
     assert "in clear" in refused.errors
+
+
+def test_the_doctor_asks_stored_providers_too_and_tells_which_want_a_key(host: Installation, far_end: Provider) -> None:
+    works = add(host, far_end.base_url)
+    waits = add(host, far_end.base_url)
+    host.run("providers", "change-url", waits, "https://waits.example/v1", "--yes")
+    broken = add(host, f"http://127.0.0.1:{free_port()}/v1")
+
+    checks = {check["what"]: check for check in json.loads(host.run("doctor", "--json").output)}
+    for name in (works, waits, broken):
+        host.run("providers", "remove", name, "--yes")
+
+    assert (checks[f"provider {works}"]["level"], checks[f"provider {works}"]["found"]) == ("ok", "answers, 2 models")
+    assert checks[f"provider {waits}"]["level"] == "warning"
+    assert checks[f"provider {waits}"]["fix"] == f"give it one: manage.py providers set-key {waits}"
+    assert checks[f"provider {broken}"]["level"] == "FAILED"
