@@ -10,14 +10,19 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from secure_llm_proxy.vocabulary.providers import provider_kinds
 from tests.support.clients import ask, connection_to, send_raw
 from tests.support.hostile_values import hostile_values
 from tests.support.provider import Mode, Provider, ReceivedRequest
 from tests.support.running_proxy import RunningProxy
 
-PATHS = {"/v1/chat/completions", "/v1/models"}
+KIND = provider_kinds()["openai_compatible"]
+PATHS = {f"/v1{path}" for path in (*KIND.formats.values(), KIND.models)}
 CHAT = json.dumps({"model": "test-model", "messages": [{"role": "user", "content": "hi"}]}).encode()
-DOORS = [b"/chat", b"/v1/chat/completions", b"/v1/models", b"/v1/models/test-model"]
+DOORS = [
+    b"/chat", b"/v1/chat/completions", b"/v1/models", b"/v1/models/test-model", b"/v1/messages", b"/v1/messages/count_tokens",
+    b"/v1/responses", b"/v1/embeddings", b"/v1/completions",
+]  # fmt: skip
 UP = [
     b"..", b"%2e%2e", b".%2e", b"%2E.", b"%252e%252e", b"%c0%ae%c0%ae", b"%e0%80%ae%e0%80%ae", b"%u002e%u002e", b"..;", b"..;x=1",
     b"..%00", b"..%09", b"%ef%bc%8e%ef%bc%8e", b"....", b".", b"%2e",
@@ -78,7 +83,7 @@ def test_500_encodings_of_a_path_reach_no_other_path_of_the_provider(asked: Runn
     assert len(set(targets)) == 500
     assert statuses >= {b"200", b"404"}
     assert {request.path for request in seen} <= PATHS
-    assert all(request.method == ("POST" if request.path.endswith("completions") else "GET") for request in seen)
+    assert all(request.method == ("GET" if request.path == "/v1/models" else "POST") for request in seen)
 
 
 def test_a_model_s_name_is_never_part_of_a_path_or_a_header(asked: RunningProxy, provider: Provider) -> None:
@@ -92,6 +97,8 @@ def test_a_model_s_name_is_never_part_of_a_path_or_a_header(asked: RunningProxy,
     for name in names:
         ask(asked, "POST", "/v1/chat/completions", key=key, body={**json.loads(CHAT), "model": name})
         ask(asked, "POST", "/chat", key=key, body={"prompt": "hi", "model": name})
+        ask(asked, "POST", "/v1/messages", key=key, body={**json.loads(CHAT), "model": name, "max_tokens": 9})
+        ask(asked, "POST", "/v1/responses", key=key, body={"model": name, "input": "hi"})
         ask(asked, "GET", f"/v1/models/{quote(name, safe='')}", key=key)
 
     seen = new_requests(provider, before)

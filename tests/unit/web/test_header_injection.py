@@ -29,7 +29,7 @@ REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: (?:[!-~](?:[ -~]*[!-~]
 
 def facts(value: str) -> ReplyFacts:
     """Whatever a client or a provider chose is `value`."""
-    ours: dict[str, object] = {"exchange_id": "exc_1", "decision": None, "overhead_ms": 0.5}
+    ours: dict[str, object] = {"exchange_id": "exc_1", "decision": None, "overhead_ms": 0.5, "dropped": (value, "user")}
     return ReplyFacts(**{name: ours.get(name, value) for name in ReplyFacts._fields})  # type: ignore[arg-type]
 
 
