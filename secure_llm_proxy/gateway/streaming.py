@@ -21,12 +21,15 @@ from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.chat import CompletionStream, StreamEvent
 from secure_llm_proxy.vocabulary.events import AuditType, EndStatus, EventName
 from secure_llm_proxy.vocabulary.inspection import PassThrough, StreamInspector
+from secure_llm_proxy.vocabulary.text_fields import Channel, Direction, table_of, texts_of
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 if TYPE_CHECKING:
     from secure_llm_proxy.gateway.docket import Docket, House
 
 PART_BYTES = 32 * 1024
 _PLAIN_DELTA = frozenset({"role", "content"})
+_TABLE = table_of(WireFormat.OPENAI_CHAT, Direction.EVENT)
 
 
 class RelayedStream:
@@ -252,7 +255,8 @@ def _wait_for_client(flush: Callable[[], None]) -> None:
 
 
 def _carries_more_than_text(event: StreamEvent) -> bool:
-    """Tool calls, refusals and reasoning are kept as they came; role marks, finish marks and usage are not content.
+    """Tool calls, refusals and reasoning are kept as they came, and so is an event that has texts where none belong; role marks,
+    finish marks, usage and log probabilities are not content.
 
     Of OpenAI's chat events; readers of other formats say `only_text` of all that add nothing else.
     """
@@ -265,4 +269,5 @@ def _carries_more_than_text(event: StreamEvent) -> bool:
             continue
         if any(value for name, value in delta.items() if name not in _PLAIN_DELTA):
             return True
-    return False
+    texts = [item.text for item in texts_of(event.payload, _TABLE) if item.channel is not Channel.TOKEN]
+    return "".join(texts) != event.text

@@ -36,6 +36,19 @@ DONE = b"[DONE]"
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTEXT_LENGTH_CODES = frozenset({"context_length_exceeded", "string_above_max_length", "max_tokens_exceeded", "3051"})
+# What an event of one text has, and nothing of it is content: of OpenAI, Azure, Groq, OpenRouter and vLLM.
+_PLAIN_CHOICE = frozenset(
+    {
+        "index", "delta", "finish_reason", "logprobs", "content_filter_results", "native_finish_reason", "stop_reason",
+        "token_ids",
+    }
+)  # fmt: skip
+_PLAIN_EVENT = frozenset(
+    {
+        "id", "object", "created", "model", "choices", "system_fingerprint", "service_tier", "usage", "obfuscation",
+        "x_groq", "provider",
+    }
+)  # fmt: skip
 _CONTENT_POLICY_CODES = frozenset({"content_filter", "content_policy_violation", "invalid_prompt"})
 # Only words tell it where a provider has no code for it: OpenRouter, Together AI, Mistral, vLLM.
 _TOO_LONG = re.compile(
@@ -209,7 +222,13 @@ def read_stream_event(data: bytes) -> tuple[StreamEvent, bool]:
     choices = payload.get("choices")
     if type(choices) is list and len(choices) == 1 and type(choice := choices[0]) is dict:
         delta = choice.get("delta")
-        if type(delta) is dict and len(delta) == 1 and type(content := delta.get("content")) is str:
+        if (
+            type(delta) is dict
+            and len(delta) == 1
+            and type(content := delta.get("content")) is str
+            and _PLAIN_CHOICE.issuperset(choice)
+            and _PLAIN_EVENT.issuperset(payload)
+        ):
             # the usual event: one choice that adds text and nothing else
             written = data if b"\n" not in data else strict_json.dumps(payload)
             usage = _usage(payload) if "usage" in payload else None
