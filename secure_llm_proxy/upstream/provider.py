@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from secure_llm_proxy.upstream.formats.face import ProviderFormat, StreamReader
     from secure_llm_proxy.upstream.http1 import AnswerHead
     from secure_llm_proxy.vocabulary.chat import Completion, CompletionStream, StreamEvent, UpstreamRequest
+    from secure_llm_proxy.vocabulary.inbound import Headers
     from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 
 _ERROR_BYTES_MAX = 65_536
@@ -61,7 +62,7 @@ class _Key:
 
     secret: str
     rests_until_s: float = 0.0
-    prefixes: dict[tuple[WireFormat, bool, str], bytes] = field(default_factory=dict)
+    prefixes: dict[tuple[WireFormat, bool, str, Headers], bytes] = field(default_factory=dict)
 
 
 class Provider:
@@ -210,15 +211,14 @@ class Provider:
     def _head(self, request: UpstreamRequest) -> tuple[bytes, _Key]:
         """All of a request but the number of its bytes and these, and the key that it carries."""
         key = self._keys[0] if len(self._keys) == 1 and not self._keys[0].rests_until_s else self._key()
-        if request.headers:
-            return self._prefix(request, key), key
-        path = self._path(request)
-        # Of one path there is one head for each model, where the model stands in it.
-        known = request.format, request.stream, request.target.model if "{model}" in path else ""
+        path, headers = self._path(request), request.headers
+        # Of one path there is one head for each model, where the model stands in it, and for what clients say of the version.
+        known = request.format, request.stream, request.target.model if "{model}" in path else "", headers
         prefix = key.prefixes.get(known)
         if prefix is None:
             prefix = self._prefix(request, key)
-            if len(key.prefixes) < _PREFIXES_KEPT:
+            # Values that clients make up leave room for the heads without any.
+            if len(key.prefixes) < (_PREFIXES_KEPT // 2 if headers else _PREFIXES_KEPT):
                 key.prefixes[known] = prefix
         return prefix, key
 
