@@ -7,6 +7,7 @@ OpenAI, which refuses a request with them, and OpenAI's nothing to anybody else.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from secure_llm_proxy.foundation.strict_json import JsonValue
@@ -16,6 +17,7 @@ _OURS = "slp1-"
 _SIGNATURE = _OURS + "s-"
 _REDACTED = _OURS + "r-"
 _NO_PROOF = _OURS + "n"
+_ID = re.compile(r"rs_[0-9A-HJKMNP-TV-Z]{26}_[0-9]{1,6}")
 
 
 class Sealed(NamedTuple):
@@ -42,8 +44,14 @@ def opened(encrypted_content: str | None) -> Sealed:
 
 
 def is_ours(item: JsonValue) -> bool:
-    """A reasoning item of a response that we wrote."""
-    if not isinstance(item, dict) or item.get("type") != "reasoning":
+    """A reasoning item of a response that we wrote, or a reference to one (by its id: `rs_`, a ULID, its number).
+
+    The AI SDK refers to thoughts unless it was told `store` false, and sends everything else whole.
+    """
+    if not isinstance(item, dict):
         return False
+    if item.get("type") == "item_reference":
+        name = item.get("id")
+        return isinstance(name, str) and _ID.fullmatch(name) is not None
     content = item.get("encrypted_content")
-    return isinstance(content, str) and content.startswith(_OURS)
+    return item.get("type") == "reasoning" and isinstance(content, str) and content.startswith(_OURS)

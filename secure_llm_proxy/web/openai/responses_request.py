@@ -35,7 +35,7 @@ from secure_llm_proxy.vocabulary.conversation import (
     ToolResult,
 )
 from secure_llm_proxy.vocabulary.providers import Capability
-from secure_llm_proxy.vocabulary.sealed_reasoning import opened
+from secure_llm_proxy.vocabulary.sealed_reasoning import is_ours, opened
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 from secure_llm_proxy.web.openai.fields import (
     flag_or_none,
@@ -392,8 +392,11 @@ class _Turns:
                     self._thought(item, path)
                 case "image_generation_call":
                     self._image_made(item, path)
+                case "item_reference" if is_ours(item):
+                    # A thought can be missing, as those that nobody signed are.
+                    note_others({"item_reference": item.get("id")}, frozenset(), "input", self._further)
                 case "item_reference" | None:
-                    unsupported("input", "it keeps no items; send the whole item.", path)
+                    unsupported("input", "it keeps no items; send the whole item, as SDKs do with `store` false.", path)
                 case _:
                     unsupported("input", "items of this type are known to OpenAI's own models only.", path)
         self._end_turn()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import ErrorCode, FailureKind, InvalidRequest, UpstreamFailed
-from secure_llm_proxy.foundation.strict_json import JsonObject
+from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
 from secure_llm_proxy.upstream.formats.openai_responses import OpenAiResponses, OpenAiResponsesStream
 from secure_llm_proxy.upstream.server_sent_events import ServerSentEvent, ServerSentEventParser
 from secure_llm_proxy.vocabulary.chat import StreamEvent, Usage
@@ -55,11 +55,14 @@ def test_only_the_model_s_name_and_the_wish_for_a_stream_are_changed() -> None:
 def test_thoughts_of_another_provider_are_left_out_and_openai_s_own_are_not() -> None:
     own: JsonObject = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAA"}
     other: JsonObject = {"type": "reasoning", "id": "rs_2", "summary": [], "encrypted_content": sealed("proof", None)}
+    reference: JsonObject = {"type": "item_reference", "id": "rs_01M7ZQ67B0Z7KDR13P625MV5HC_0"}
+    own_reference: JsonObject = {"type": "item_reference", "id": "rs_68f0c0ffee"}
     question: JsonObject = {"role": "user", "content": "Hi."}
+    items: list[JsonValue] = [own, other, reference, own_reference, question]
 
-    written = FORMAT.adapt({"input": [own, other, question]}, "m", OPENAI, stream=False, ask_usage=True)
+    written = FORMAT.adapt({"input": items}, "m", OPENAI, stream=False, ask_usage=True)
 
-    assert written.payload["input"] == [own, question]
+    assert written.payload["input"] == [own, own_reference, question]
 
 
 def test_nothing_is_put_into_this_format() -> None:

@@ -254,6 +254,19 @@ def test_a_thought_comes_back_with_the_proof_that_was_ours_to_give(
     assert message == Message(Role.ASSISTANT, (*parts, Text("A.")))
 
 
+def test_a_reference_to_a_thought_of_ours_is_left_out_and_told() -> None:
+    conversation = read(
+        input=[
+            {"role": "user", "content": "Hi."},
+            {"type": "item_reference", "id": "rs_01M7ZQ67B0Z7KDR13P625MV5HC_0"},
+            {"role": "assistant", "content": "A."},
+        ]
+    )
+
+    assert [message.role for message in conversation.messages] == [Role.USER, Role.ASSISTANT]
+    assert conversation.further == {"input.item_reference": ["rs_01M7ZQ67B0Z7KDR13P625MV5HC_0"]}
+
+
 @pytest.mark.parametrize(
     ("items", "code", "param"),
     [
