@@ -130,6 +130,9 @@ class OpenAiResponsesStream:
         self._calls: dict[int, tuple[JsonValue, JsonValue]] = {}
 
     def read(self, sent: ServerSentEvent) -> StreamEvent | None:
+        if self.done:
+            # Nothing follows the last event, whatever its provider says.
+            return None
         data = sent.data.strip()
         if data == DONE:
             self.done = self.finished = True

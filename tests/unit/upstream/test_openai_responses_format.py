@@ -286,6 +286,12 @@ def test_an_end_mark_and_empty_data_are_nothing_to_a_client() -> None:
     assert reader.done
 
 
+def test_nothing_follows_the_last_event() -> None:
+    events, _ = read_all([*ANSWER, *ANSWER[3:6]])
+
+    assert [event.payload for event in events] == ANSWER
+
+
 def test_data_of_several_lines_leaves_in_one() -> None:
     reader = FORMAT.stream(translated=False, shows_usage=True)
 
