@@ -18,7 +18,7 @@ from secure_llm_proxy.upstream import Providers
 from secure_llm_proxy.upstream.server_sent_events import ServerSentEventParser
 from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.events import AuditType
-from secure_llm_proxy.vocabulary.providers import ProviderDefinition
+from secure_llm_proxy.vocabulary.providers import ProviderDefinition, provider_kinds
 from tests.support.format_server import FormatServer
 from tests.support.house import KEY, SmallHouse, make_app, make_house
 from tests.support.provider_formats.playing import Failure
@@ -29,8 +29,17 @@ MODELS = {
     "anthropic": "claude-opus-5-5",
     "gemini": "gemini-2.5-flash",
     "cohere": "command-a-03-2025",
+    "mistral": "mistral-large-latest",
+    "groq": "llama-3.3-70b-versatile",
+    "openrouter": "openai/gpt-6",
+    "together": "meta-llama/Llama-4-Maverick",
+    "azure": "my-gpt-deployment",
+    "azure_deployments": "my-gpt-deployment",
 }
-TRANSLATED = [name for name in MODELS if name != "openai"]
+NATIVE = ("openai", "azure")
+TRANSLATED = [name for name in MODELS if name not in NATIVE]
+# OpenAI shows no thoughts in chat completions, and there it takes whatever only tunes.
+THINKING = [name for name in MODELS if name != "azure_deployments"]
 BEARER = {"Authorization": f"Bearer {KEY}"}
 TOOLS: list[JsonValue] = [
     {
@@ -97,7 +106,10 @@ def stand_before(name: str, far_end: FormatServer) -> tuple[Asked, Providers]:
     far_end.clear()
     models = (MODELS[name], f"{MODELS[name]}-thinking", "fail-mid-stream")
     small = make_house(models=models)
-    known = ProviderDefinition("tested", name, far_end.url(name), (SecretStr(far_end.key(name)),))
+    played = name.partition("_")[0]
+    url = far_end.origin(played) if provider_kinds()[name].base_url is None else far_end.url(played)
+    query = "api-version=2024-10-21" if name == "azure_deployments" else ""
+    known = ProviderDefinition("tested", name, url, (SecretStr(far_end.key(played)),), query=query)
     providers = Providers(UpstreamSettings(models=models), [known])
     small = dataclasses.replace(small, house=dataclasses.replace(small.house, upstream=providers))
     return Asked(name, small, make_app(small).test_client(), far_end), providers
@@ -210,6 +222,7 @@ def test_too_few_tokens_leave_it_incomplete(asked: Asked) -> None:
     assert events[-1]["type"] == "response.incomplete"
 
 
+@pytest.mark.parametrize("asked", THINKING, indirect=True)
 def test_thoughts_are_told_kept_on_record_and_come_back_with_their_proof(asked: Asked) -> None:
     events = asked.stream(model=f"{asked.model}-thinking", tools=TOOLS, reasoning={"effort": "low", "summary": "auto"})
     output = events[-1]["response"]["output"]
@@ -262,6 +275,7 @@ def test_a_failure_in_mid_stream_is_one_error_event_that_repeats_nothing(asked: 
     assert asked.small.in_flight() == []
 
 
+@pytest.mark.parametrize("translated", [name for name in TRANSLATED if name in THINKING], indirect=True)
 def test_what_only_tunes_is_named_and_the_rest_is_refused_before_anything_is_sent(translated: Asked) -> None:
     answer = translated.post(metadata={"a": "b"}, store=True, prompt_cache_key="k", text={"verbosity": "low"})
     refused = translated.post(previous_response_id="resp_1")
@@ -270,7 +284,7 @@ def test_what_only_tunes_is_named_and_the_rest_is_refused_before_anything_is_sen
     assert answer.status_code == 200
     assert {"metadata", "store", "prompt_cache_key", "verbosity"} <= set(dropped)
     assert (refused.status_code, refused.get_json()["error"]["param"]) == (400, "previous_response_id")
-    assert len(translated.far_end.asked(translated.name)) == 1
+    assert len(translated.far_end.asked(translated.name.partition("_")[0])) == 1
 
 
 def test_what_is_openai_s_own_passes_to_openai(far_end: FormatServer) -> None:
