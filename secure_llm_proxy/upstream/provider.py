@@ -223,9 +223,13 @@ class Provider:
         return prefix, key
 
     def _path(self, request: UpstreamRequest) -> str:
-        if request.stream and request.format in self.kind.stream and self.definition.formats is None:
-            return self.kind.stream[request.format]
-        return self._paths[request.format]
+        """Where streams have a path of their own, it stands in the place of the usual one, whatever the operator has before it."""
+        path = self._paths[request.format]
+        if request.stream and request.format in self.kind.stream:
+            usual = self.kind.formats[request.format]
+            if path.endswith(usual):
+                return path.removesuffix(usual) + self.kind.stream[request.format]
+        return path
 
     def _prefix(self, request: UpstreamRequest, key: _Key) -> bytes:
         """A head up to the value of its Content-Length, which stands last."""

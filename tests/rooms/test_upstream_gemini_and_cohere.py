@@ -330,6 +330,23 @@ def test_a_key_is_sent_where_the_provider_wants_it_and_nowhere_else(
     assert far_end.key(provider) not in request.path
 
 
+def test_paths_of_the_operator_s_own_are_asked_for_streams_too(far_end: FormatServer) -> None:
+    usual = "/models/{model}:generateContent"
+    before, base = "/v1beta", far_end.origin("gemini")
+    keys = (SecretStr(far_end.key("gemini")),)
+    definitions = [
+        ProviderDefinition("fewer", "gemini", base + before, keys, formats={WireFormat.GEMINI_GENERATE: usual}),
+        ProviderDefinition("behind", "gemini", base, keys, formats={WireFormat.GEMINI_GENERATE: before + usual}),
+    ]
+    known = Providers(UpstreamSettings(), definitions)
+
+    for name in ("fewer", "behind"):
+        events = stream(known, name, talk(stream=True), "gemini-2.5-flash")
+        assert "".join(event.text for event in events) == PLAIN
+
+    known.close()
+
+
 def test_usage_counts_thought_among_what_was_said(providers: Providers) -> None:
     completion = complete(providers, "gemini", talk(reasoning_tokens=100), "gemini-2.5-flash-thinking")
 
