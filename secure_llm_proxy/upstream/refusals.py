@@ -30,6 +30,8 @@ FAILED = "The provider failed to answer the request."
 
 _RETRY_AFTER_S_MAX = 3_600
 _PASSED_ON = frozenset({400, 404, 409, 413, 422})
+# Cohere's: the request or the answer holds a word of a deny list.
+_DENY_LISTED = 498
 # 529 is Anthropic's "overloaded".
 _SAYS_WHEN = frozenset({503, 529})
 
@@ -43,9 +45,6 @@ def error_of(
     reported = wire_format.read_error(_object_of(body))
     if status in (401, 402) or (status == 403 and reported.kind is not FailureKind.CONTENT_POLICY):  # noqa: PLR2004
         return UpstreamFailed(REFUSED_CREDENTIALS, failure=FailureKind.CREDENTIALS, detail=detail)
-    if status == 400 and reported.kind is FailureKind.CREDENTIALS:  # noqa: PLR2004 — HTTP's own number
-        # Google refuses a key so; what it says of it is the operator's, not the client's.
-        return UpstreamFailed(REFUSED_CREDENTIALS, failure=FailureKind.CREDENTIALS, detail=detail)
     if status == 429:  # noqa: PLR2004 — HTTP's own number
         wait_s = _retry_after_s(head.headers.get("retry-after"), now) or _bounded(reported.retry_after_s) or 1
         return UpstreamRefused(
@@ -56,10 +55,10 @@ def error_of(
             detail=detail,
             retry_after_s=wait_s,
         )
-    if status in _PASSED_ON or reported.kind is FailureKind.CONTENT_POLICY:
-        kind = reported.kind or FailureKind.REJECTED
+    if status in _PASSED_ON or reported.kind is FailureKind.CONTENT_POLICY or status == _DENY_LISTED:
+        kind = reported.kind or (FailureKind.CONTENT_POLICY if status == _DENY_LISTED else FailureKind.REJECTED)
         if kind is FailureKind.CREDENTIALS:
-            # Of our account, not of the request: Anthropic tells an empty one so.
+            # Of our account, not of the request: Anthropic tells an empty one so, Google a wrong key.
             return UpstreamFailed(REFUSED_CREDENTIALS, failure=kind, detail=detail)
         return UpstreamRefused(
             scrubber.message(reported.message) or REFUSED,

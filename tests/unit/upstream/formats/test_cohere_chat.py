@@ -498,3 +498,12 @@ def test_a_refusal_is_told_by_its_words(message: str, kind: FailureKind) -> None
 
     assert isinstance(error, UpstreamFailed)
     assert (error.public, error.failure) == (message, kind)
+
+
+def test_a_deny_listed_word_is_a_matter_of_the_content_policy() -> None:
+    head = AnswerHead(498, {}, keeps_alive=True)
+
+    error = error_of(head, b'{"message": "co-secret blocked"}', wire_format=_FORMAT, scrubber=_SCRUBBER, now=_NOW)
+
+    assert (error.status, error.code) == (400, ErrorCode.CONTENT_POLICY_VIOLATION)
+    assert error.public == "[removed] blocked"
