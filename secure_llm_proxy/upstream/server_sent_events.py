@@ -14,7 +14,7 @@ from typing import NamedTuple
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LF, _CR = 0x0A, 0x0D
 _DATA = b"data: "
-_OBJECT, _OBJECT_END = b"data: {", b"}\n\n"
+_OBJECT, _OBJECT_END, _OBJECT_END_CRLF = b"data: {", b"}\n\n", b"}\r\n\r\n"
 _END = b"\n\n"
 _EVENT = b"event: "
 _DATA_OF_NAMED = b"\ndata: "
@@ -47,7 +47,7 @@ class ServerSentEventParser:
 
     def whole_object(self, piece: bytes) -> bytes | None:
         """Take `piece` and return its event's data, if it is exactly one unnamed event in one line in braces, as mostly;
-        else None, and `feed` is to be asked.
+        else None, and `feed` is to be asked. Lines may end in CRLF: Google's do.
         """
         if (
             piece.startswith(_OBJECT)
@@ -59,6 +59,16 @@ class ServerSentEventParser:
         ):
             self._at_start = self._after_cr = False
             return piece[6:-2]
+        if (
+            piece.endswith(_OBJECT_END_CRLF)
+            and piece.startswith(_OBJECT)
+            and piece.find(b"\n") == len(piece) - 3
+            and piece.find(b"\r") == len(piece) - 4
+            and len(piece) <= self._event_bytes_max
+            and not (self._line or self._data or self._name)
+        ):
+            self._at_start = self._after_cr = False
+            return piece[6:-4]
         return None
 
     def feed(self, piece: bytes) -> list[ServerSentEvent]:

@@ -188,6 +188,9 @@ _OBJECTS = st.lists(
             b'data: {"a":1}\n\n',
             b'data: {"a":"\\n"}\n\n',
             b'data: {"a":1}\r\n\r\n',
+            b'data: {"a":\r\ndata: 1}\r\n\r\n',
+            b'data: {"a":\rdata: 1}\r\n\r\n',
+            b'data: {"a":1}\n\r\n\r\n',
             b'data: {"a":1}\n',
             b"\n",
             b"\r",
@@ -220,5 +223,6 @@ def test_the_usual_piece_takes_the_short_way() -> None:
     parser = ServerSentEventParser(event_bytes_max=_BYTES_MAX)
 
     assert parser.whole_object(b'data: {"choices":[]}\n\n') == b'{"choices":[]}'
+    assert parser.whole_object(b'data: {"candidates":[]}\r\n\r\n') == b'{"candidates":[]}'
     assert parser.whole_object(b'data: {"choices":[]}\n') is None
     assert parser.whole_object(b'data: {"a":"' + b"x" * _BYTES_MAX + b'"}\n\n') is None
