@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -40,8 +41,31 @@ _NO_PHONING_HOME = {
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
 }
-# Models of the played OpenAI, one for each way in which it can fail, and one that never answers.
-MODELS = (*openai.MODELS, "gpt-4o-mini", *(f"fail-{failure}" for failure in Failure), Mode.HANG_BEFORE_HEADERS)
+# A model of each provider for chat, and one for embeddings.
+CHAT_MODELS = {
+    "openai": "gpt-6",
+    "anthropic": "claude-opus-5-5",
+    "gemini": "gemini-3-pro",
+    "cohere": "command-a-03-2025",
+    "mistral": "mistral-large-latest",
+    "groq": "llama-3.3-70b-versatile",
+    "openrouter": "openai/gpt-6",
+    "together": "meta-llama/Llama-4-Maverick",
+    "azure": "my-gpt-deployment",
+    "azure_deployments": "my-gpt-deployment",
+}
+EMBEDDING_MODELS = {
+    "openai": "text-embedding-3-small",
+    "gemini": "gemini-embedding-001",
+    "cohere": "embed-v4.0",
+    "mistral": "mistral-embed",
+    "openrouter": "openai/text-embedding-3-small",
+    "together": "BAAI/bge-large-en-v1.5",
+    "azure": "my-embedding-deployment",
+    "azure_deployments": "my-embedding-deployment",
+}
+# What a provider's name alone stands for, and the played OpenAI's own models.
+OWN_MODELS = (*openai.MODELS, "gpt-4o-mini", *(f"fail-{failure}" for failure in Failure), Mode.HANG_BEFORE_HEADERS)
 
 
 @pytest.fixture(scope="session")
@@ -53,18 +77,42 @@ def played() -> Iterator[FormatServer]:
 
 @pytest.fixture(scope="session")
 def front(played: FormatServer, certificate: Certificate, short_folder: Path) -> Iterator[RunningProxy]:
-    """The product behind nginx, one worker, embedded database; its provider is the played OpenAI."""
+    """The product behind nginx, one worker, embedded database, and every played provider by a models file.
+
+    The model `groq` is a chat model of Groq's, `groq-embedding` one for embeddings, `groq-fail-server` one that fails so;
+    models of the played OpenAI keep their own names.
+    """
     home = short_folder / "contract"
-    settings = {
-        **ROOMY,
-        "LLM_API_URL": played.url("openai"),
-        "LLM_API_KEY": played.key("openai"),
-        "LLM_MODELS": ",".join(MODELS),
-    }
+    home.mkdir()
+    (home / "models.yaml").write_text(json.dumps(models_file(played)), "utf-8")
+    keys = {f"PLAYED_{name.upper()}_KEY": played.key(name) for name in played.providers}
+    settings = {**ROOMY, **keys, "MODELS_FILE": str(home / "models.yaml")}
     nginx = PrivateNginx(short_folder / "contract-nginx", certificate, socket=home / "web.sock")
     proxy = RunningProxy(home, settings, on_unix_socket=True, front_url=nginx.base_url, authority=certificate.authority)
     with nginx, proxy:
         yield proxy
+
+
+def models_file(played: FormatServer) -> dict[str, object]:
+    """The file as JSON, which YAML holds."""
+    providers: dict[str, object] = {}
+    for kind in CHAT_MODELS:
+        name = "azure" if kind == "azure_deployments" else kind
+        url = played.origin(name) if name == "azure" else played.url(name)
+        configured = {"kind": kind, "base_url": url, "api_keys": f"env:PLAYED_{name.upper()}_KEY"}
+        providers[kind] = configured if kind != "azure_deployments" else {**configured, "api_version": "2024-10-21"}
+    models = {name: _route("openai", name) for name in OWN_MODELS}
+    for kind, model in CHAT_MODELS.items():
+        models[kind] = _route(kind, model)
+        models[f"{kind}-thinking"] = _route(kind, f"{model}-thinking")
+        models |= {f"{kind}-fail-{failure}": _route(kind, f"fail-{failure}") for failure in Failure}
+        models[f"{kind}-hangs"] = _route(kind, Mode.HANG_BEFORE_HEADERS)
+    models |= {f"{kind}-embedding": _route(kind, model) for kind, model in EMBEDDING_MODELS.items()}
+    return {"providers": providers, "models": models}
+
+
+def _route(provider: str, model: str) -> dict[str, object]:
+    return {"routes": [{"provider": provider, "model": str(model)}]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +152,18 @@ class Told:
         return Gave(self.cases[name])
 
 
-Run = Callable[[str, str], Told]
+class Run(Protocol):
+    def __call__(self, program: str, environment: str, provider: str = ...) -> Told:
+        """Run `program` in `environment` (sdk3, sdk2, node), asking for models of `provider`; once per session."""
+        ...
 
 
 @pytest.fixture(scope="session")
 def run_program(front: RunningProxy, certificate: Certificate) -> Run:
-    """`run_program("openai_calls.py", "sdk3")` runs the program once per session, however often it is asked for.
-
-    Environments: sdk3, sdk2, node; made when first asked for.
-    """
+    """See `Run`. Environments are made when first asked for."""
 
     @cache
-    def run(program: str, environment: str) -> Told:
+    def run(program: str, environment: str, provider: str = "") -> Told:
         command = {
             "sdk3": lambda: [SDK3.interpreter],
             "sdk2": lambda: [SDK2.interpreter],
@@ -127,7 +175,10 @@ def run_program(front: RunningProxy, certificate: Certificate) -> Run:
             "LANG": "C.UTF-8",
             "BASE_URL": front.base_url,
             "API_KEY": front.shared_api_key,
-            "MODEL": openai.MODELS[0],
+            # of no provider in particular: by the model's own name, as a client of OpenAI knows it
+            "MODEL": provider or openai.MODELS[0],
+            "FAILING": f"{provider}-fail-" if provider else "fail-",
+            "HANGING": f"{provider}-hangs" if provider else Mode.HANG_BEFORE_HEADERS,
             # the operating system's own store, which the SDKs trust, with one authority more
             "SSL_CERT_FILE": str(certificate.authority),
             "NODE_EXTRA_CA_CERTS": str(certificate.authority),

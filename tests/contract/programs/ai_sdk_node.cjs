@@ -4,7 +4,7 @@
 const { createOpenAI } = require("@ai-sdk/openai");
 const { generateObject, generateText, stepCountIs, streamText, tool } = require("ai");
 const { z } = require("zod");
-const { BASE_URL, API_KEY, MODEL, PIXEL, run } = require("./cases.cjs");
+const { BASE_URL, API_KEY, FAILING, MODEL, PIXEL, run } = require("./cases.cjs");
 
 const provider = createOpenAI({ baseURL: `${BASE_URL}/v1`, apiKey: API_KEY });
 const chat = (name = MODEL) => provider.chat(name);
@@ -50,5 +50,5 @@ run({
     const other = createOpenAI({ baseURL: `${BASE_URL}/v1`, apiKey: API_KEY.slice(0, -4) + "0000" });
     return (await generateText({ model: other.chat(MODEL), prompt, maxRetries: 0 })).text;
   },
-  rate_limited: async () => (await generateText({ model: chat("fail-rate-limited"), prompt, maxRetries: 0 })).text,
+  rate_limited: async () => (await generateText({ model: chat(`${FAILING}rate-limited`), prompt, maxRetries: 0 })).text,
 });

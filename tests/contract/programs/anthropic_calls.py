@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import anthropic
-from cases import API_KEY, BASE_URL, MODEL, PIXEL, WEATHER_SCHEMA, case, run
+from cases import API_KEY, BASE_URL, FAILING, HANGING, MODEL, PIXEL, WEATHER_SCHEMA, case, run
 from pydantic import BaseModel
 
 USER = [{"role": "user", "content": "How are things?"}]
@@ -20,6 +20,11 @@ client = anthropic.Anthropic(base_url=BASE_URL, api_key=API_KEY, max_retries=0, 
 
 def ask(**further: object) -> object:
     return client.messages.create(**{"model": MODEL, "max_tokens": 200, "messages": USER, **further})
+
+
+def calls_in(answer: object) -> list[object]:
+    """Its calls of tools; sealed thoughts of another provider may stand before them."""
+    return [block for block in answer.content if block.type == "tool_use"]
 
 
 @case
@@ -73,18 +78,18 @@ def stopped() -> object:
 @case
 def tools_in_parallel() -> object:
     answer = ask(tools=TOOLS)
-    return {"calls": [[block.name, block.input] for block in answer.content], "stop": answer.stop_reason}
+    return {"calls": [[block.name, block.input] for block in calls_in(answer)], "stop": answer.stop_reason}
 
 
 @case
 def forced_tool() -> object:
-    return [block.name for block in ask(tools=TOOLS, tool_choice={"type": "tool", "name": "forecast"}).content]
+    return [block.name for block in calls_in(ask(tools=TOOLS, tool_choice={"type": "tool", "name": "forecast"}))]
 
 
 @case
 def one_tool_at_a_time() -> object:
     choice = {"type": "any", "disable_parallel_tool_use": True}
-    return [block.name for block in ask(tools=TOOLS, tool_choice=choice).content]
+    return [block.name for block in calls_in(ask(tools=TOOLS, tool_choice=choice))]
 
 
 @case
@@ -92,14 +97,15 @@ def streamed_tools() -> object:
     with client.messages.stream(model=MODEL, max_tokens=200, messages=USER, tools=TOOLS) as events:
         pieces = sum(1 for event in events if event.type == "input_json")
         whole = events.get_final_message()
-    return {"pieces": pieces, "calls": [[block.name, block.input] for block in whole.content]}
+    return {"pieces": pieces, "calls": [[block.name, block.input] for block in calls_in(whole)]}
 
 
 @case
 def results_of_tools() -> object:
     called = ask(tools=TOOLS)
     results = [
-        {"type": "tool_result", "tool_use_id": block.id, "content": f"sun for {block.name}"} for block in called.content
+        {"type": "tool_result", "tool_use_id": block.id, "content": f"sun for {block.name}"}
+        for block in calls_in(called)
     ]
     turns = [*USER, {"role": "assistant", "content": called.content}, {"role": "user", "content": results}]
     return ask(tools=TOOLS, messages=turns).content[0].text
@@ -154,12 +160,12 @@ def no_messages() -> object:
 @case
 def impatient() -> object:
     other = client.with_options(timeout=1.5)
-    return other.messages.create(model="hang_before_headers", max_tokens=200, messages=USER)
+    return other.messages.create(model=HANGING, max_tokens=200, messages=USER)
 
 
 def failing(failure: str, *, streamed: bool) -> object:
     def fail() -> object:
-        answer = ask(model=f"fail-{failure}", stream=streamed)
+        answer = ask(model=f"{FAILING}{failure}", stream=streamed)
         return [event.type for event in answer] if streamed else answer.model_dump()
 
     fail.__name__ = f"fail_{failure}{'_streamed' if streamed else ''}"

@@ -2,7 +2,7 @@
 "use strict";
 
 const { Anthropic } = require("@anthropic-ai/sdk");
-const { BASE_URL, API_KEY, MODEL, PIXEL, WEATHER_SCHEMA, run } = require("./cases.cjs");
+const { BASE_URL, API_KEY, FAILING, HANGING, MODEL, PIXEL, WEATHER_SCHEMA, run } = require("./cases.cjs");
 
 const USER = [{ role: "user", content: "How are things?" }];
 const TOOLS = ["weather", "forecast"].map((name) => ({ name, description: name, input_schema: WEATHER_SCHEMA }));
@@ -52,10 +52,10 @@ run({
   unknown_model: () => ask({ model: "no-such-model" }),
   no_messages: () => ask({ messages: [] }),
   impatient: () =>
-    clientWith({ timeout: 1500 }).messages.create({ model: "hang_before_headers", max_tokens: 9, messages: USER }),
-  rate_limited: () => ask({ model: "fail-rate-limited" }),
-  server: () => ask({ model: "fail-server" }),
+    clientWith({ timeout: 1500 }).messages.create({ model: HANGING, max_tokens: 9, messages: USER }),
+  rate_limited: () => ask({ model: `${FAILING}rate-limited` }),
+  server: () => ask({ model: `${FAILING}server` }),
   mid_stream: async () => {
-    for await (const _ of await ask({ model: "fail-mid-stream", stream: true }));
+    for await (const _ of await ask({ model: `${FAILING}mid-stream`, stream: true }));
   },
 });

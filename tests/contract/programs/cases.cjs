@@ -46,6 +46,8 @@ module.exports = {
   BASE_URL: process.env.BASE_URL,
   API_KEY: process.env.API_KEY,
   MODEL: process.env.MODEL,
+  FAILING: process.env.FAILING,
+  HANGING: process.env.HANGING,
   PIXEL,
   WEATHER_SCHEMA,
   run,

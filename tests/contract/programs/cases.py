@@ -16,6 +16,9 @@ from collections.abc import Awaitable, Callable
 BASE_URL = os.environ["BASE_URL"]
 API_KEY = os.environ["API_KEY"]
 MODEL = os.environ["MODEL"]
+# What stands before the name of a failure in the name of a model that fails so; a model that never answers.
+FAILING = os.environ["FAILING"]
+HANGING = os.environ["HANGING"]
 # A picture of one pixel.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 WEATHER_SCHEMA = {

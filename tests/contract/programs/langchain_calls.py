@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cases import API_KEY, BASE_URL, MODEL, PIXEL, case, run
+from cases import API_KEY, BASE_URL, FAILING, MODEL, PIXEL, case, run
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -105,7 +105,7 @@ def wrong_key() -> object:
 
 @case
 def rate_limited() -> object:
-    other = ChatOpenAI(model="fail-rate-limited", base_url=f"{BASE_URL}/v1", api_key=API_KEY, max_retries=0)
+    other = ChatOpenAI(model=f"{FAILING}rate-limited", base_url=f"{BASE_URL}/v1", api_key=API_KEY, max_retries=0)
     return other.invoke("How are things?").content
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import litellm
-from cases import API_KEY, BASE_URL, MODEL, WEATHER_SCHEMA, case, run
+from cases import API_KEY, BASE_URL, FAILING, MODEL, WEATHER_SCHEMA, case, run
 from pydantic import BaseModel
 
 USER = [{"role": "user", "content": "How are things?"}]
@@ -72,12 +72,12 @@ def wrong_key() -> object:
 
 @case
 def rate_limited() -> object:
-    return ask("fail-rate-limited")
+    return ask(f"{FAILING}rate-limited")
 
 
 @case
 def context_length() -> object:
-    return ask("fail-context-length")
+    return ask(f"{FAILING}context-length")
 
 
 @case

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import openai
-from cases import API_KEY, BASE_URL, MODEL, PIXEL, WEATHER_SCHEMA, case, run
+from cases import API_KEY, BASE_URL, FAILING, HANGING, MODEL, PIXEL, WEATHER_SCHEMA, case, run
 from pydantic import BaseModel
 
 USER = [{"role": "user", "content": "How are things?"}]
@@ -219,7 +219,7 @@ def unknown_parameter() -> object:
 
 @case
 def impatient() -> object:
-    return client.with_options(timeout=1.5).chat.completions.create(model="hang_before_headers", messages=USER)
+    return client.with_options(timeout=1.5).chat.completions.create(model=HANGING, messages=USER)
 
 
 @case
@@ -230,7 +230,7 @@ def unreachable() -> object:
 
 def failing(failure: str, *, streamed: bool) -> object:
     def fail() -> object:
-        answer = ask(model=f"fail-{failure}", stream=streamed)
+        answer = ask(model=f"{FAILING}{failure}", stream=streamed)
         return [chunk.model_dump() for chunk in answer] if streamed else answer.model_dump()
 
     fail.__name__ = f"fail_{failure}{'_streamed' if streamed else ''}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import openai
-from cases import API_KEY, BASE_URL, MODEL, PIXEL, WEATHER_SCHEMA, case, run
+from cases import API_KEY, BASE_URL, FAILING, MODEL, PIXEL, WEATHER_SCHEMA, case, run
 from pydantic import BaseModel
 
 TOOLS = [
@@ -52,7 +52,7 @@ def embeddings_as_floats() -> object:
 
 @case
 def embeddings_rate_limited() -> object:
-    return client.embeddings.create(model="fail-rate-limited", input="a").model_dump()
+    return client.embeddings.create(model=f"{FAILING}rate-limited", input="a").model_dump()
 
 
 @case
@@ -123,7 +123,7 @@ def response_wrong_key() -> object:
 
 @case
 def response_rate_limited() -> object:
-    return client.responses.create(model="fail-rate-limited", input="x").model_dump()
+    return client.responses.create(model=f"{FAILING}rate-limited", input="x").model_dump()
 
 
 @case
@@ -133,7 +133,7 @@ def response_of_unknown_model() -> object:
 
 @case
 def response_breaks_off() -> object:
-    with client.responses.stream(model="fail-mid-stream", input="x") as events:
+    with client.responses.stream(model=f"{FAILING}mid-stream", input="x") as events:
         return [event.type for event in events]
 
 

@@ -4,7 +4,7 @@
 const { OpenAI } = require("openai");
 const { zodResponseFormat } = require("openai/helpers/zod");
 const { z } = require("zod");
-const { BASE_URL, API_KEY, MODEL, PIXEL, WEATHER_SCHEMA, run } = require("./cases.cjs");
+const { BASE_URL, API_KEY, FAILING, HANGING, MODEL, PIXEL, WEATHER_SCHEMA, run } = require("./cases.cjs");
 
 const USER = [{ role: "user", content: "How are things?" }];
 const TOOLS = ["weather", "forecast"].map((name) => ({
@@ -84,12 +84,12 @@ run({
   unknown_model: () => ask({ model: "no-such-model" }),
   no_messages: () => ask({ messages: [] }),
   impatient: () =>
-    clientWith({ timeout: 1500 }).chat.completions.create({ model: "hang_before_headers", messages: USER }),
+    clientWith({ timeout: 1500 }).chat.completions.create({ model: HANGING, messages: USER }),
   unreachable: () => clientWith({ baseURL: "https://127.0.0.1:9/v1" }).chat.completions.create({ model: MODEL, messages: USER }),
-  rate_limited: () => ask({ model: "fail-rate-limited" }),
-  context_length: () => ask({ model: "fail-context-length" }),
-  server: () => ask({ model: "fail-server" }),
+  rate_limited: () => ask({ model: `${FAILING}rate-limited` }),
+  context_length: () => ask({ model: `${FAILING}context-length` }),
+  server: () => ask({ model: `${FAILING}server` }),
   mid_stream: async () => {
-    for await (const _ of await ask({ model: "fail-mid-stream", stream: true }));
+    for await (const _ of await ask({ model: `${FAILING}mid-stream`, stream: true }));
   },
 });

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cases import API_KEY, BASE_URL, MODEL, case, run
+from cases import API_KEY, BASE_URL, FAILING, MODEL, case, run
 from pydantic import BaseModel
 from pydantic_ai import Agent, BinaryContent
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -70,7 +70,7 @@ async def wrong_key() -> object:
 
 @case
 async def rate_limited() -> object:
-    return (await Agent(model("fail-rate-limited")).run("How are things?")).output
+    return (await Agent(model(f"{FAILING}rate-limited")).run("How are things?")).output
 
 
 if __name__ == "__main__":
