@@ -21,7 +21,7 @@ from secure_llm_proxy.settings import UpstreamSettings
 from secure_llm_proxy.vocabulary.chat import Attempt, ChatRequest, Failure, Route, Target
 from secure_llm_proxy.vocabulary.inbound import Tags
 from secure_llm_proxy.vocabulary.providers import Capability, ProviderDefinition, provider_kinds
-from secure_llm_proxy.vocabulary.wire_formats import WireFormat, spoken
+from secure_llm_proxy.vocabulary.wire_formats import OPERATION_OF, Operation, WireFormat, spoken
 
 # Clients choose names of models and tags: what is remembered of them is bounded.
 _PLANS_KEPT = 4096
@@ -237,7 +237,9 @@ class Routing:
             return Verdict(route, Hurdle.PROVIDER, "the provider is not configured")
         kind = provider_kinds()[definition.kind]
         offered = definition.formats if definition.formats is not None else kind.formats
-        if spoken(offered, wish.format) is None:
+        # Tokens that a provider does not count are estimated in its place.
+        counts = OPERATION_OF[wish.format] is Operation.COUNT_TOKENS
+        if spoken(offered, wish.format) is None and not counts:
             return Verdict(route, Hurdle.FORMAT, f"{kind.title} has nothing of the kind of {wish.format.value}")
         has = frozenset(Capability) - kind.lacks if model.capabilities is None else model.capabilities
         if lacking := wish.needs - has:

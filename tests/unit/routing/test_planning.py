@@ -214,6 +214,13 @@ def test_a_provider_that_has_nothing_of_the_kind_is_passed_over() -> None:
     assert refused.value.code is ErrorCode.NO_ROUTE
 
 
+def test_tokens_are_counted_for_any_model_since_the_proxy_estimates_what_its_provider_does_not_count() -> None:
+    rooms = routing(provider("a", "x"), provider("c", "y", kind="cohere"))
+
+    for name in ("x", "y"):
+        assert len(rooms.plan(asking(name, format_=WireFormat.ANTHROPIC_COUNT_TOKENS), ()).targets) == 1
+
+
 def test_a_route_to_a_provider_that_is_not_configured_is_passed_over() -> None:
     rooms = routing(provider("own"), models=(model("m", ("gone", "x"), ("own", "y")), model("n", ("gone", "x"))))
 
