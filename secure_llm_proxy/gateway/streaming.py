@@ -21,7 +21,7 @@ from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.chat import CompletionStream, StreamEvent
 from secure_llm_proxy.vocabulary.events import AuditType, EndStatus, EventName
 from secure_llm_proxy.vocabulary.inspection import PassThrough, StreamInspector
-from secure_llm_proxy.vocabulary.text_fields import Channel, Direction, table_of, texts_of
+from secure_llm_proxy.vocabulary.text_fields import Direction, says_only, table_of
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 if TYPE_CHECKING:
@@ -269,5 +269,4 @@ def _carries_more_than_text(event: StreamEvent) -> bool:
             continue
         if any(value for name, value in delta.items() if name not in _PLAIN_DELTA):
             return True
-    texts = [item.text for item in texts_of(event.payload, _TABLE) if item.channel is not Channel.TOKEN]
-    return "".join(texts) != event.text
+    return not says_only(event.payload, _TABLE, event.text)

@@ -23,7 +23,17 @@ from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
 from secure_llm_proxy.vocabulary.text_tables import TABLES, Channel, Direction
 from secure_llm_proxy.vocabulary.text_tables.shape import UNKNOWN, Shape
 
-__all__ = ["Channel", "Direction", "Path", "TextField", "replace_texts", "table_of", "texts_of"]
+__all__ = [
+    "Channel",
+    "Direction",
+    "Path",
+    "TextField",
+    "holds_unknown_text",
+    "replace_texts",
+    "says_only",
+    "table_of",
+    "texts_of",
+]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 
@@ -35,6 +45,7 @@ _WORDS = frozenset(
     }
 )  # fmt: skip
 _STRUCTURE = re.compile(r"[A-Za-z0-9_.:/+=-]{0,256}")
+_BESIDE = frozenset({Channel.TOKEN, Channel.PARAMETER})
 _LONG = 32
 _HOLD_TEXT = frozenset({str, dict, list})
 
@@ -61,6 +72,16 @@ def texts_of(payload: JsonValue, table: Shape) -> Iterator[TextField]:
     elif type(payload) is str:
         _take(payload, table, (), found)
     return iter(found)
+
+
+def says_only(payload: JsonValue, table: Shape, text: str) -> bool:
+    """True if `payload` holds no text but `text`, whole or in pieces; stop sequences and the like and log probabilities aside."""
+    return "".join([item.text for item in texts_of(payload, table) if item.channel not in _BESIDE]) == text
+
+
+def holds_unknown_text(payload: JsonValue, table: Shape) -> bool:
+    """True if there is a text where the table knows of none."""
+    return any(item.channel is Channel.UNKNOWN for item in texts_of(payload, table))
 
 
 def replace_texts(payload: JsonObject, table: Shape, replace: Callable[[TextField], str]) -> JsonObject:

@@ -34,6 +34,7 @@ from secure_llm_proxy.vocabulary.conversation import (
     Text,
     ToolCall,
 )
+from secure_llm_proxy.vocabulary.text_fields import Direction, says_only, table_of
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ _KIND_OF_WORDS: Final = (
 _SPENT: Final = "enforced_spend_limit_reached"
 _FIELD = re.compile(r"([a-z_]+(?:\.[a-z0-9_]+){0,8}): ")
 _TYPE = re.compile(r"[a-z_]{1,64}")
+_TABLE: Final = table_of(WireFormat.ANTHROPIC_MESSAGES, Direction.EVENT)
 
 
 class AnthropicMessages:
@@ -174,7 +176,8 @@ class AnthropicStream:
         self.done = False
 
     def read(self, sent: ServerSentEvent) -> StreamEvent | None:
-        return self._read(sent.data, sent.name)
+        # Some keep a connection alive by events without data.
+        return self._read(sent.data, sent.name) if sent.data.strip() else None
 
     def read_object(self, data: bytes) -> StreamEvent | None:
         return self._read(data, b"")
@@ -198,6 +201,7 @@ class AnthropicStream:
                 and delta.get("type") == "text_delta"
                 and len(delta) == 2  # noqa: PLR2004  its type and its text
                 and type(text := delta.get("text")) is str
+                and len(payload) == 3  # noqa: PLR2004  its type, its index and the delta
             ):
                 # the usual event: text, and nothing else
                 deltas = (Delta(DeltaKind.TEXT, 0, 0, text),) if self._translated else ()
@@ -231,7 +235,7 @@ class AnthropicStream:
         self._usage = _usage(message.get("usage"), None)
         named = message.get("id")
         if not self._translated:
-            return StreamEvent(data, payload, "", self._usage, True, b"message_start")
+            return StreamEvent(data, payload, "", self._usage, says_only(payload, _TABLE, ""), b"message_start")
         start = Delta(DeltaKind.START, id=named if type(named) is str else None)
         return StreamEvent(data, payload, "", None, True, b"message_start", (start,))
 
@@ -239,9 +243,9 @@ class AnthropicStream:
         block = payload.get("content_block")
         if not isinstance(block, dict):
             raise unreadable("a content block starts without one")
-        only_text = block.get("type") == "text" and not block.get("citations")
         told = block.get("text")
         text = told if isinstance(told, str) else ""
+        only_text = block.get("type") == "text" and says_only(payload, _TABLE, text)
         deltas: tuple[Delta, ...] = ()
         if self._translated:
             deltas = self._of_block(block, text, payload.get("index"))
@@ -302,14 +306,14 @@ class AnthropicStream:
         if block is not None and not block[1]:
             # A tool without parameters is called with nothing; others write an empty object.
             deltas = (Delta(DeltaKind.TOOL_ARGUMENTS, call=block[0], text="{}"),)
-        return StreamEvent(data, payload, "", None, True, b"content_block_stop", deltas)
+        return StreamEvent(data, payload, "", None, says_only(payload, _TABLE, ""), b"content_block_stop", deltas)
 
     def _end(self, data: bytes, payload: JsonObject) -> StreamEvent:
         self._usage = usage = _usage(payload.get("usage"), self._usage)
         delta = payload.get("delta")
         reason = delta.get("stop_reason") if isinstance(delta, dict) else None
         if reason is None:
-            return StreamEvent(data, payload, "", usage, True, b"message_delta")
+            return StreamEvent(data, payload, "", usage, says_only(payload, _TABLE, ""), b"message_delta")
         self.finished = True
         assert isinstance(delta, dict)
         deltas: tuple[Delta, ...] = ()
@@ -318,7 +322,7 @@ class AnthropicStream:
             said = (Delta(DeltaKind.REFUSAL, text=words),) if words else ()
             stopped_at = _word(delta, "stop_sequence")
             deltas = (*said, Delta(DeltaKind.FINISH, text=stopped_at, finish=_finish(reason)))
-        only_text = not delta.get("stop_details")
+        only_text = says_only(payload, _TABLE, "")
         return StreamEvent(data, payload, "", usage, only_text, b"message_delta", deltas)
 
 

@@ -24,6 +24,7 @@ from secure_llm_proxy.upstream.formats.face import (
 from secure_llm_proxy.upstream.formats.openai_chat import DONE, OpenAiChat
 from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent, Usage
 from secure_llm_proxy.vocabulary.sealed_reasoning import is_ours
+from secure_llm_proxy.vocabulary.text_fields import Direction, holds_unknown_text, table_of
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ _PART_KINDS = {
     "summary_text": ("text", "response.reasoning_summary_text.delta"),
 }
 _EVENT_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_TABLE = table_of(WireFormat.OPENAI_RESPONSES, Direction.EVENT)
+# What a piece of text has, and nothing of it is content.
+_PLAIN_TEXT = frozenset(
+    {"type", "item_id", "output_index", "content_index", "delta", "logprobs", "sequence_number", "obfuscation"}
+)
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CHAT = OpenAiChat()
 
@@ -154,7 +160,10 @@ class OpenAiResponsesStream:
             if type(text) is not str:
                 raise unreadable("a piece of text is no string")
             place = self._add(_TEXT, payload, "content_index", text)
-            return StreamEvent(written, payload, text, None, place is not None, b"response.output_text.delta")
+            only_text = place is not None and (
+                _PLAIN_TEXT.issuperset(payload) or not holds_unknown_text(payload, _TABLE)
+            )
+            return StreamEvent(written, payload, text, None, only_text, b"response.output_text.delta")
         if type(kind) is not str:
             # Clients go by `type`; only where there is none by the event's name.
             kind = name.decode("ascii", "replace") if name and name != b"message" else None
@@ -208,6 +217,7 @@ class OpenAiResponsesStream:
             repeats = False
         # data lines were joined by LF, which would end the line when the event is written again
         written = data if b"\n" not in data else strict_json.dumps(payload)
+        repeats = repeats and not holds_unknown_text(payload, _TABLE)
         return StreamEvent(written, payload, text, usage, repeats, kind.encode("ascii"))
 
     def _add(self, kind: str, payload: JsonObject, index: str | None, piece: str) -> _Place | None:

@@ -13,6 +13,7 @@ import pytest
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import ProxyError, UpstreamFailed
 from secure_llm_proxy.gateway import House, RelayedStream, chat
+from secure_llm_proxy.upstream.formats import FORMATS
 from secure_llm_proxy.upstream.formats.openai_chat import read_stream_event
 from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.caller import RateClass
@@ -130,10 +131,67 @@ _STRANGE: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("where", _STRANGE)
-def test_a_text_in_a_strange_place_of_an_event_is_on_record(where: str) -> None:
+_DELTA = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hello "}}
+_MESSAGE = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": [],
+    "usage": {"input_tokens": 1},
+}
+_STRANGE_AT_ANTHROPIC: dict[str, dict[str, object]] = {
+    "beside a delta": {**_DELTA, "note": "smuggled"},
+    "a name beside a delta": {**_DELTA, "smuggled": 1},
+    "in a delta": {**_DELTA, "delta": {"type": "text_delta", "text": "hello ", "note": "smuggled"}},
+    "in the message that starts": {
+        "type": "message_start",
+        "message": {**_MESSAGE, "content": [{"type": "text", "text": "smuggled"}]},
+    },
+    "beside the message that starts": {"type": "message_start", "message": _MESSAGE, "note": "smuggled"},
+    "in a block that starts": {
+        "type": "content_block_start",
+        "index": 0,
+        "content_block": {"type": "text", "text": "", "note": "smuggled"},
+    },
+    "in a block that stops": {"type": "content_block_stop", "index": 0, "text": "smuggled"},
+    "in the end": {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {}, "text": "smuggled"},
+    "in an event of the future": {"type": "riddle", "text": "smuggled"},
+}
+_OUTPUT = {"type": "response.output_text.delta", "item_id": "msg_1", "output_index": 0, "content_index": 0}
+_STRANGE_IN_RESPONSES: dict[str, dict[str, object]] = {
+    "beside a delta": {**_OUTPUT, "delta": "hello ", "sequence_number": 3, "note": "smuggled"},
+    "a name beside a delta": {**_OUTPUT, "delta": "hello ", "smuggled": 1},
+    "in an event of the future": {"type": "response.riddle", "text": "smuggled"},
+    "in a part that begins": {
+        **_OUTPUT,
+        "type": "response.content_part.added",
+        "part": {"type": "output_text", "text": "", "annotations": [], "note": "smuggled"},
+    },
+    "in a response that begins": {
+        "type": "response.created",
+        "response": {"id": "resp_1", "output": [], "note": "smuggled"},
+    },
+    "in a repetition": {**_OUTPUT, "type": "response.output_text.done", "text": "smuggled"},
+    "beside a repetition": {**_OUTPUT, "type": "response.output_text.done", "text": "", "note": "smuggled"},
+}
+_STRANGE_EVENTS = [
+    *((WireFormat.OPENAI_CHAT, where, event) for where, event in _STRANGE.items()),
+    *((WireFormat.ANTHROPIC_MESSAGES, where, event) for where, event in _STRANGE_AT_ANTHROPIC.items()),
+    *((WireFormat.OPENAI_RESPONSES, where, event) for where, event in _STRANGE_IN_RESPONSES.items()),
+]
+
+
+@pytest.mark.parametrize(
+    ("wire_format", "strange"),
+    [pytest.param(known, event, id=f"{known}: {where}") for known, where, event in _STRANGE_EVENTS],
+)
+def test_a_text_in_a_strange_place_of_an_event_is_on_record(
+    wire_format: WireFormat, strange: dict[str, object]
+) -> None:
     small = make_house()
-    event, _ = read_stream_event(json.dumps(_STRANGE[where]).encode())
+    event = FORMATS[wire_format].stream(translated=False, shows_usage=True).read_object(json.dumps(strange).encode())
+    assert event is not None
     small.upstream.script = (event,)
     reply = chat(small.house, make_inbound(BODY), READ)
     assert isinstance(reply.outcome, RelayedStream)
