@@ -298,7 +298,8 @@ def _usage(payload: JsonObject) -> Usage | None:
         _count(value, "completion_tokens"),
         _count(value, "total_tokens"),
         _detail(value, "prompt_tokens_details", "cached_tokens"),
-        None,
+        # OpenRouter's name; OpenAI's own cache costs nothing to write.
+        _detail(value, "prompt_tokens_details", "cache_write_tokens"),
         _detail(value, "completion_tokens_details", "reasoning_tokens"),
     )
 

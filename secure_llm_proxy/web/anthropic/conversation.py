@@ -55,11 +55,13 @@ if TYPE_CHECKING:
 _PARAMETERS: Final = frozenset(
     {
         "model", "messages", "system", "max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences", "tools",
-        "tool_choice", "thinking", "output_config", "output_format", "metadata", "container", "mcp_servers",
+        "tool_choice", "thinking", "output_config", "output_format", "metadata", "container", "mcp_servers", "service_tier",
     }
 )  # fmt: skip
 _USER_ID_MAX: Final = 64
 _EFFORTS: Final = {"low": "low", "medium": "medium", "high": None, "xhigh": "xhigh", "max": "xhigh"}
+# OpenAI has a parameter of the same name.
+_TIERS: Final = {"standard_only": "default"}
 _ONLY_ITS_OWN: Final = "only Anthropic's own models can do that."
 
 
@@ -69,6 +71,9 @@ def read_conversation(payload: JsonObject) -> Conversation:
         if payload.get(name):
             unsupported(name, _ONLY_ITS_OWN)
     further: JsonObject = {}
+    tier = text_or_none(payload, "service_tier")
+    if tier is not None:
+        further["service_tier"] = _TIERS.get(tier, tier)
     tools = _tools_of(payload, further)
     effort, output = _output_of(payload, further)
     return Conversation(

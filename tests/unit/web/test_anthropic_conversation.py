@@ -266,7 +266,7 @@ def test_what_a_coding_agent_sends_is_understood_and_its_cache_marks_are_told_as
             metadata={"user_id": "user_" + "a" * 64 + "_account__session_1"},
             context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
             output_config={"effort": "high"},
-            service_tier="auto",
+            service_tier="standard_only",
         )
     )
 
@@ -279,6 +279,7 @@ def test_what_a_coding_agent_sends_is_understood_and_its_cache_marks_are_told_as
         "service_tier",
     }
     assert conversation.messages[0] == Message(Role.SYSTEM, (Text("You are an agent."), Text("Be good.")))
+    assert conversation.further["service_tier"] == "default"
     assert conversation.user is None
 
 
