@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -299,6 +300,37 @@ def test_data_of_several_lines_leaves_in_one() -> None:
 
     assert event is not None
     assert event.data == b'{"type":"keepalive"}'
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+KINDS = sorted({str(event["type"]) for event in [*ANSWER, *CALL]} | {"error", "response.failed", "keepalive", ""})
+FIELDS = ["delta", "text", "item", "part", "response", "output_index", "content_index", "arguments", "error", "output"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(KINDS) | JSON, st.dictionaries(st.sampled_from(FIELDS), JSON | st.just(0), max_size=5)
+        ),
+        max_size=5,
+    )
+)
+def test_whatever_a_provider_says_is_an_event_or_its_failure(said: list[tuple[JsonValue, JsonObject]]) -> None:
+    reader = FORMAT.stream(translated=False, shows_usage=True)
+
+    for kind, fields in said:
+        data = dump({**fields, "type": kind})
+        try:
+            event = reader.read(ServerSentEvent(data))
+        except UpstreamFailed:
+            return
+        assert event is None or strict_json.loads(event.data) == {**fields, "type": kind}
+    with contextlib.suppress(UpstreamFailed):
+        FORMAT.read(dump(said[0][1] if said else {}), model="m", translated=False)
 
 
 @given(st.lists(st.text(max_size=5), max_size=6), st.data())

@@ -394,6 +394,27 @@ def _added_up(events: list[Event]) -> list[Any]:
     return output
 
 
+DELTAS = st.builds(
+    Delta,
+    st.sampled_from(DeltaKind),
+    choice=st.sampled_from([0, 0, 0, 1]),
+    call=st.integers(0, 2),
+    text=st.sampled_from(["", "a", '{"a":1}', "{", "\u2028"]),
+    id=st.none() | st.just("id"),
+    name=st.none() | st.just("name"),
+    finish=st.none() | st.sampled_from(Finish),
+    value=st.none() | st.just({"content": []}) | st.just([7]),
+)
+
+
+@given(st.lists(st.lists(DELTAS, max_size=3), max_size=8))
+def test_whatever_a_provider_s_stream_says_its_events_are_well_formed_and_add_up(drawn: list[list[Delta]]) -> None:
+    events = stream(*(event(*deltas) for deltas in drawn))
+
+    assert _added_up(events) == last_response(events)["output"]
+    assert sum(kind in {"completed", "incomplete"} for kind in kinds(events)) == 1
+
+
 @given(PARTS)
 def test_an_answer_that_is_sent_back_is_what_was_answered(drawn: list[Part]) -> None:
     parts = _joined([part for part in drawn if not (isinstance(part, ToolCall) and not part.arguments)])
