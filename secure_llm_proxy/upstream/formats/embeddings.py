@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secure_llm_proxy.vocabulary.conversation import EmbeddingRequest
     from secure_llm_proxy.vocabulary.providers import ProviderKind
 
-_NUMBERS = frozenset({int, float})
+_NUMBERS, _FLOATS = frozenset({int, float}), frozenset({float})
 
 
 def texts_to_embed(request: EmbeddingRequest, kind: ProviderKind) -> list[str]:
@@ -34,9 +34,16 @@ def vectors_of(listed: Iterable[JsonValue]) -> tuple[tuple[float, ...], ...]:
     """Vectors of numbers. Raises `UpstreamFailed` for anything else."""
     vectors: list[tuple[float, ...]] = []
     for values in listed:
-        if not isinstance(values, list) or not _NUMBERS.issuperset(map(type, values)):
-            raise unreadable("a vector is no list of numbers")
-        vectors.append(tuple(map(float, values)))  # type: ignore[arg-type]  # looked at above
+        if not isinstance(values, list):
+            raise unreadable("a vector is no list")
+        kinds = set(map(type, values))
+        if kinds == _FLOATS:
+            # as nearly always: thousands of numbers that need not be made again
+            vectors.append(tuple(values))  # type: ignore[arg-type]  # looked at above
+        elif kinds <= _NUMBERS:
+            vectors.append(tuple(map(float, values)))  # type: ignore[arg-type]  # looked at above
+        else:
+            raise unreadable("a vector holds what is no number")
     return tuple(vectors)
 
 
