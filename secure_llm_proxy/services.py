@@ -49,6 +49,7 @@ from secure_llm_proxy.identity import (
     listen_for_revocations,
 )
 from secure_llm_proxy.routing import DEMO, Routing, configured_providers, models_file_of
+from secure_llm_proxy.routing.shared_circuits import SharedCircuits
 from secure_llm_proxy.routing.stored_providers import REFRESH_S as PROVIDERS_REFRESH_S
 from secure_llm_proxy.routing.stored_providers import StoredProviderReader, StoredProviders
 from secure_llm_proxy.settings import Settings
@@ -161,6 +162,9 @@ class Services:
         if self.settings.redis.url is not None:
             self._greenlets.append(gevent.spawn(run_heartbeat, self.throttle, Event()))
             self._greenlets.append(gevent.spawn(listen_for_revocations, self.settings.redis, self._hear))
+            shared = SharedCircuits(self.settings.redis, self.routing.circuits)
+            self._greenlets.append(gevent.spawn(shared.tell))
+            self._greenlets.append(gevent.spawn(shared.listen))
 
     def _clean_up(self) -> None:
         """What strangers can make grow, failed logins for one, goes by itself; `cleanup-sessions` does it at once."""

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from tests.support.clients import Answer, ask, records_of
+from tests.support.postgresql import PrivatePostgreSQL
 from tests.support.programs import wait_until
 from tests.support.provider import Mode, Provider
+from tests.support.redis_server import PrivateRedis
 from tests.support.running_proxy import RunningProxy
 
 TOO_LONG = b'{"error":{"message":"too long","type":"invalid_request_error","param":"messages","code":"context_length_exceeded"}}'
@@ -263,6 +265,32 @@ def test_the_file_is_read_anew_on_sighup_and_a_broken_one_changes_nothing(scene:
     place.write_text(good.replace("provider: first, model: moved", "provider: second, model: moved"))
     os.kill(proxy.pid, signal.SIGHUP)
     wait_until(lambda: scene.ask("moved").headers.get("x-slp-provider") == "second", what="the new route is taken")
+
+
+def test_what_one_worker_learned_costs_the_others_nothing(
+    short_folder: Path, postgresql: PrivatePostgreSQL, redis_server: PrivateRedis
+) -> None:
+    with Provider() as provider:
+        settings = {
+            "LLM_API_URL": provider.base_url,
+            "LLM_MODELS": "only-here",
+            "DATABASE_URL": postgresql.create_database(),
+            "REDIS_URL": redis_server.url,
+            "WORKERS": "2",
+            "LLM_RETRIES": "0",
+            "CIRCUIT_FAILURES": "6",
+            "CIRCUIT_OPEN_S": "300",
+            "RATE_LIMIT_PER_MINUTE": "6000",
+        }
+        with RunningProxy(short_folder / "shared", settings) as proxy:
+            scene = Scene(proxy, proxy.create_api_key(), provider, provider)
+            provider.script(Mode.ERROR, status=500)
+            wait_until(lambda: scene.ask("only-here").status == 503, what="one worker's circuit opens")
+
+            wait_until(lambda: [scene.ask("only-here").status for _ in range(8)] == [503] * 8, what="so does the other's")
+
+            # Each by itself would have needed six failures.
+            assert 6 <= len(provider.chats) < 12
 
 
 def test_a_file_with_mistakes_starts_nothing(short_folder: Path) -> None:
