@@ -90,6 +90,7 @@ COMMANDS = {
         "lock_user",
         "Lock a user: every key of the account is refused until unlock-user, and every session has ended.",
     ),
+    "models": ("models", "models", "Models: which are on offer, and which way a request goes."),
     "organisations": ("projects", "organisations", "Organisations: who owns projects and users."),
     "projects": ("projects", "projects", "Projects: what keys are made for, and who may have keys in them."),
     "providers": (

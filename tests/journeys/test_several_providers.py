@@ -287,10 +287,16 @@ def test_what_one_worker_learned_costs_the_others_nothing(
             provider.script(Mode.ERROR, status=500)
             wait_until(lambda: scene.ask("only-here").status == 503, what="one worker's circuit opens")
 
-            wait_until(lambda: [scene.ask("only-here").status for _ in range(8)] == [503] * 8, what="so does the other's")
+            wait_until(
+                lambda: [scene.ask("only-here").status for _ in range(8)] == [503] * 8, what="so does the other's"
+            )
 
             # Each by itself would have needed six failures.
             assert 6 <= len(provider.chats) < 12
+            explained = proxy.command("models", "explain", "only-here", "--json", check=False)
+            [place] = json.loads(explained.stdout)["places"]
+            assert (explained.returncode, place["state"]) == (1, "left alone")
+            assert json.loads(explained.stdout)["refused"]["code"] == "provider_unavailable"
 
 
 def test_a_file_with_mistakes_starts_nothing(short_folder: Path) -> None:
