@@ -55,7 +55,7 @@ from secure_llm_proxy.routing.stored_providers import StoredProviderReader, Stor
 from secure_llm_proxy.settings import Settings
 from secure_llm_proxy.telemetry import Metrics
 from secure_llm_proxy.throttling import Throttle, open_throttle, run_heartbeat
-from secure_llm_proxy.upstream import Providers
+from secure_llm_proxy.upstream import Provider, Providers
 from secure_llm_proxy.vocabulary.audit import AuditJournal
 from secure_llm_proxy.vocabulary.caller import RateClass
 from secure_llm_proxy.vocabulary.providers import ProviderDefinition
@@ -275,7 +275,8 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     stored = StoredProviders(database, derive_key(encryption_key.get_secret_value(), "slp/provider-keys"), clock)
 
     def use_stored(definitions: tuple[ProviderDefinition, ...]) -> None:
-        found = configured_providers(settings.upstream, in_file.providers, definitions)
+        usable = [definition for definition in definitions if _is_usable(definition, settings)]
+        found = configured_providers(settings.upstream, in_file.providers, usable)
         upstream.configure(found)
         routing.configure(found, in_file.models)
 
@@ -350,6 +351,16 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         troubles={name: _kept(ask) for name, ask in troubles.items()},
         standing=standing,
     )
+
+
+def _is_usable(definition: ProviderDefinition, settings: Settings) -> bool:
+    """False for what no provider can be made of: it keeps none of the others away."""
+    try:
+        Provider(definition, settings.upstream).close()
+    except OperatorError as error:
+        log.error("a stored provider can't be used", extra={"provider": definition.name, "why": str(error)})  # noqa: TRY400  the sentence says it all
+        return False
+    return True
 
 
 def _key_class(settings: Settings) -> RateClass:

@@ -183,8 +183,14 @@ class Circuits:
             self._close(key)
 
     def views(self) -> tuple[CircuitView, ...]:
-        """Each that is not closed, by name."""
+        """Each that is not closed, by name. One that nobody tries is forgotten some time after it might have been tried:
+        its model may not be on offer any more, and counts from then on as good as any other.
+        """
         now_s = self._clock.monotonic_s()
+        for key, circuit in list(self._known.items()):
+            tried_until_s = max(circuit.open_until_s + circuit.open_for_s + self._window_s, circuit.claimed_until_s)
+            if circuit.open_until_s and now_s > tried_until_s:
+                self._close(key)
         return tuple(
             CircuitView(
                 key.provider,

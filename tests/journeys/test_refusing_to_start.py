@@ -103,3 +103,15 @@ def test_gunicorn_alone_refuses_the_same_configuration(tmp_path: Path) -> None:
 
     assert done.returncode != 0
     assert "SECRET_KEY: is only 5 characters long" in done.stderr
+
+
+def test_gunicorn_alone_refuses_a_models_file_with_mistakes(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "models.yaml").write_text("models:\n  m: {routes: [{provider: nobody, model: x}]}\n")
+    command = ("-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "--check-config", "app:app")
+
+    done = _start(tmp_path, STRONG, *command)
+
+    assert done.returncode != 0
+    assert "line 2: models.m.routes[0].provider there is no provider nobody" in done.stderr
+    assert "Traceback" not in done.stderr

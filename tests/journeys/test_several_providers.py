@@ -252,6 +252,19 @@ def test_the_list_of_models_is_the_files(scene: Scene) -> None:
     assert scene.ask("first/pair").status == 404
 
 
+def test_a_provider_that_is_stored_while_it_runs_answers_and_is_gone_when_removed(scene: Scene) -> None:
+    named = ("--model", "kept-model", "--no-key", "--tag", "region=eu")
+    url = scene.second.base_url
+    scene.proxy.command("providers", "add", "kept", "--kind", "openai_compatible", "--url", url, *named)
+
+    wait_until(lambda: scene.ask("kept-model").status == 200, what="the workers know it")
+    answer = scene.ask("kept/kept-model", X_SLP_Require="region=eu")
+    scene.proxy.command("providers", "remove", "kept", "--yes")
+
+    assert (answer.status, answer.headers["x-slp-provider"]) == (200, "kept")
+    wait_until(lambda: scene.ask("kept-model").status == 404, what="the workers know that it is gone")
+
+
 def test_the_file_is_read_anew_on_sighup_and_a_broken_one_changes_nothing(scene: Scene) -> None:
     proxy, place = scene.proxy, scene.proxy.home / "config" / "models.yaml"
     good = place.read_text()

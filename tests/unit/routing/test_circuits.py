@@ -150,6 +150,19 @@ def test_a_try_that_never_began_does_not_hold_up_the_others_for_ever() -> None:
     assert not room.lets(T), "a long answer is awaited"
 
 
+def test_one_that_nobody_tries_is_forgotten_in_the_end() -> None:
+    clock = ManualClock()
+    room = circuits(clock)
+    fail(room)
+
+    clock.advance(49)
+    assert room.views()
+    clock.advance(2)
+
+    assert room.views() == ()
+    assert not room.any_open
+
+
 def test_it_can_be_switched_off() -> None:
     room = circuits(ManualClock(), circuit_failures=0)
 
