@@ -202,6 +202,7 @@ class AnthropicStream:
                 and len(delta) == 2  # noqa: PLR2004  its type and its text
                 and type(text := delta.get("text")) is str
                 and len(payload) == 3  # noqa: PLR2004  its type, its index and the delta
+                and type(payload.get("index")) is int
             ):
                 # the usual event: text, and nothing else
                 deltas = (Delta(DeltaKind.TEXT, 0, 0, text),) if self._translated else ()
@@ -234,10 +235,11 @@ class AnthropicStream:
             raise unreadable("the stream starts without a message")
         self._usage = _usage(message.get("usage"), None)
         named = message.get("id")
+        only_text = says_only(payload, _TABLE, "")
         if not self._translated:
-            return StreamEvent(data, payload, "", self._usage, says_only(payload, _TABLE, ""), b"message_start")
+            return StreamEvent(data, payload, "", self._usage, only_text, b"message_start")
         start = Delta(DeltaKind.START, id=named if type(named) is str else None)
-        return StreamEvent(data, payload, "", None, True, b"message_start", (start,))
+        return StreamEvent(data, payload, "", None, only_text, b"message_start", (start,))
 
     def _block_start(self, data: bytes, payload: JsonObject) -> StreamEvent:
         block = payload.get("content_block")

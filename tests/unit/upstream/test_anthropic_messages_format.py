@@ -270,6 +270,12 @@ def test_only_what_adds_nothing_but_text_says_so() -> None:
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x", "more": "y"}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "from_tomorrow", "words": "x"}},
         {"type": "from_tomorrow", "words": "x"},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}, "more": "y"},
+        {"type": "content_block_delta", "words": "y", "delta": {"type": "text_delta", "text": "x"}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "", "more": "y"}},
+        {"type": "content_block_stop", "index": 0, "more": "y"},
+        {"type": "message_start", "message": {"content": [{"type": "text", "text": "y"}]}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn", "more": "y"}},
     ],
 )
 def test_what_nobody_knows_goes_on_record_whole(told: dict[str, object]) -> None:
