@@ -63,7 +63,7 @@ def close_completed(house: House, docket: Docket, completion: Completion) -> Non
     docket.usage = completion.usage
     if docket.stopped is not None:
         raise docket.stopped
-    body = b'{"answer":%s}' % strict_json.dumps(completion.payload)
+    body = b'{"answer":%s}' % strict_json.dumps(completion.payload if completion.record is None else completion.record)
     record_end(house, docket, EndStatus.COMPLETE, status=200, code=None, body=body)
     finish(house, docket, status=200, code=None, event=EventName.CHAT_REQUEST)
 

@@ -116,7 +116,8 @@ class Usage(NamedTuple):
 class Completion:
     """A whole answer. `payload` is the provider's JSON object in its `format`, `text` the text of its choices in order.
 
-    `answer` is the neutral form, made when the request was translated.
+    `answer` is the neutral form, made when the request was translated. `record` is what the audit log keeps of the payload,
+    where that holds what nobody would read there (vectors); None: all of it.
     """
 
     payload: JsonObject
@@ -125,6 +126,7 @@ class Completion:
     model: str
     format: WireFormat = WireFormat.OPENAI_CHAT
     answer: NeutralAnswer | None = None
+    record: JsonObject | None = None
 
 
 class StreamEvent(NamedTuple):

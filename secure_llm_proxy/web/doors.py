@@ -13,6 +13,7 @@ from secure_llm_proxy.web.anthropic.door import create_message
 from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.chat.door import answer_prompt
 from secure_llm_proxy.web.openai.door import create_chat_completion
+from secure_llm_proxy.web.openai.embeddings_door import create_embeddings
 from secure_llm_proxy.web.openai.responses_door import create_response
 
 
@@ -62,6 +63,8 @@ class Door:
 DOORS: tuple[Door, ...] = (
     Door("POST", "/chat", "chat.answer", Guard.CORRIDOR, hot=answer_prompt),
     Door("POST", "/v1/chat/completions", "openai.create_chat_completion", Guard.CORRIDOR, hot=create_chat_completion),
+    Door("POST", "/v1/completions", "openai.create_completion", Guard.CORRIDOR),
+    Door("POST", "/v1/embeddings", "openai.create_embeddings", Guard.CORRIDOR, hot=create_embeddings),
     Door("POST", "/v1/responses", "openai.create_response", Guard.CORRIDOR, hot=create_response),
     Door("GET", "/v1/responses/<response>", "openai.retrieve_response", Guard.CORRIDOR),
     Door("POST", "/v1/messages", "anthropic.create_message", Guard.CORRIDOR, hot=create_message),

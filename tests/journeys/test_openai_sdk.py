@@ -71,6 +71,39 @@ def test_the_first_event_arrives_while_the_provider_still_speaks(
     assert provider.wait_for_disconnect(30)
 
 
+def test_a_prompt_is_continued_plain_and_streamed(
+    proxy: RunningProxy, provider: Provider, client: openai.OpenAI
+) -> None:
+    provider.clear()
+    answer = client.completions.with_raw_response.create(model="test-model", prompt="Once", suffix="end", echo=False)
+    stream = client.completions.create(model="test-model", prompt=["Once"], stream=True)
+    streamed = "".join(choice.text for chunk in stream for choice in chunk.choices)
+
+    completion = answer.parse()
+    assert completion.choices[0].text == streamed == provider.reply_text
+    assert completion.usage is not None
+    assert completion.usage.total_tokens == 18
+    plain, _ = [request for request in provider.received if request.path == "/v1/completions"]
+    assert isinstance(plain.json, dict)
+    assert plain.json["suffix"] == "end"
+    kinds = [record["ty"] for record in records_of(proxy, answer.headers["x-request-id"])]
+    assert kinds == ["llm.start", "llm.end"]
+
+
+def test_texts_become_vectors(proxy: RunningProxy, provider: Provider, client: openai.OpenAI) -> None:
+    provider.clear()
+    answer = client.embeddings.with_raw_response.create(model="test-model", input=["alpha", "beta"])
+
+    embeddings = answer.parse()
+    assert embeddings.data
+    assert all(isinstance(value, float) for value in embeddings.data[0].embedding)
+    [received] = [request for request in provider.received if request.path == "/v1/embeddings"]
+    assert isinstance(received.json, dict)
+    assert received.json["input"] == ["alpha", "beta"]
+    kinds = [record["ty"] for record in records_of(proxy, answer.headers["x-request-id"])]
+    assert kinds == ["llm.start", "llm.end"]
+
+
 def test_models_are_listed_and_found(proxy: RunningProxy, provider: Provider, client: openai.OpenAI) -> None:
     listed = [model.id for model in client.models.list()]
 

@@ -13,11 +13,15 @@ from secure_llm_proxy.upstream.formats.gemini_count_tokens import GeminiCountTok
 from secure_llm_proxy.upstream.formats.gemini_embed import GeminiEmbed
 from secure_llm_proxy.upstream.formats.gemini_generate import GeminiGenerate
 from secure_llm_proxy.upstream.formats.openai_chat import OpenAiChat
+from secure_llm_proxy.upstream.formats.openai_completions import OpenAiCompletions
+from secure_llm_proxy.upstream.formats.openai_embeddings import OpenAiEmbeddings
 from secure_llm_proxy.upstream.formats.openai_responses import OpenAiResponses
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 _ALL: tuple[ProviderFormat, ...] = (
     OpenAiChat(),
+    OpenAiCompletions(),
+    OpenAiEmbeddings(),
     OpenAiResponses(),
     AnthropicMessages(),
     AnthropicCountTokens(),

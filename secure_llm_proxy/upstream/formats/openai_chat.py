@@ -156,7 +156,7 @@ class OpenAiChatStream:
         if self._calls is not None:
             return self._translated(event, self._calls, finished=finished)
         if event.usage is not None and not self._shows_usage:
-            return _without_usage(event)
+            return without_usage(event)
         return event
 
     def _translated(self, event: StreamEvent, calls: CallsOfAStream, *, finished: bool) -> StreamEvent | None:
@@ -180,7 +180,7 @@ class OpenAiChatStream:
         return event._replace(deltas=deltas)
 
 
-def _without_usage(event: StreamEvent) -> StreamEvent:
+def without_usage(event: StreamEvent) -> StreamEvent:
     """The client has not asked for it: the event that carries nothing else is for us alone, of others only the usage is."""
     payload = event.payload
     if not payload.get("choices"):
@@ -196,7 +196,7 @@ def read_completion(body: bytes, *, model: str) -> Completion:
         raise UpstreamFailed(
             REPORTED_ERROR,
             failure=FailureKind.OVERLOADED,
-            detail=f"error object in a 200 answer: {_error_name(payload)}",
+            detail=f"error object in a 200 answer: {error_name(payload)}",
         )
     text = _only_text(payload)
     if text is None:
@@ -205,7 +205,7 @@ def read_completion(body: bytes, *, model: str) -> Completion:
             raise unreadable("the answer has no choices")
         text = "\n".join([said for choice in choices if (said := _text_of(choice.get("message"))) is not None])
     named = payload.get("model")
-    return Completion(payload, text, _usage(payload) or Usage(), named if type(named) is str and named else model)
+    return Completion(payload, text, usage_of(payload) or Usage(), named if type(named) is str and named else model)
 
 
 def read_stream_event(data: bytes) -> tuple[StreamEvent, bool]:
@@ -216,7 +216,7 @@ def read_stream_event(data: bytes) -> tuple[StreamEvent, bool]:
         raise unreadable(f"JSON: {error.code}") from None
     if payload.get("error"):
         raise UpstreamFailed(
-            REPORTED_ERROR, failure=FailureKind.OVERLOADED, detail=f"error event in the stream: {_error_name(payload)}"
+            REPORTED_ERROR, failure=FailureKind.OVERLOADED, detail=f"error event in the stream: {error_name(payload)}"
         )
     text, finished = "", False
     choices = payload.get("choices")
@@ -231,7 +231,7 @@ def read_stream_event(data: bytes) -> tuple[StreamEvent, bool]:
         ):
             # the usual event: one choice that adds text and nothing else
             written = data if b"\n" not in data else strict_json.dumps(payload)
-            usage = _usage(payload) if "usage" in payload else None
+            usage = usage_of(payload) if "usage" in payload else None
             return StreamEvent(written, payload, content, usage, True), choice.get("finish_reason") is not None
     if choices is not None:
         if not isinstance(choices, list):
@@ -244,7 +244,7 @@ def read_stream_event(data: bytes) -> tuple[StreamEvent, bool]:
                 finished = True
     # data lines were joined by LF, which would end the line when the event is written again
     written = strict_json.dumps(payload) if b"\n" in data else data
-    return StreamEvent(written, payload, text, _usage(payload)), finished
+    return StreamEvent(written, payload, text, usage_of(payload)), finished
 
 
 def _only_text(payload: JsonObject) -> str | None:
@@ -289,7 +289,7 @@ def _text_of(message: JsonValue) -> str | None:
     return None
 
 
-def _usage(payload: JsonObject) -> Usage | None:
+def usage_of(payload: JsonObject) -> Usage | None:
     value = payload.get("usage")
     if not isinstance(value, dict):
         return None
@@ -317,7 +317,7 @@ def _detail(usage: JsonObject, group: str, name: str) -> int | None:
     return _count(details, name) if isinstance(details, dict) else None
 
 
-def _error_name(payload: JsonObject) -> str:
+def error_name(payload: JsonObject) -> str:
     """The error's code or type for the operator's log; never its message, which may quote the prompt."""
     error = payload.get("error")
     if isinstance(error, dict):

@@ -38,6 +38,8 @@ from secure_llm_proxy.web.openai.fields import (
     number_or_none,
     object_of,
     object_or_none,
+    stop_of,
+    stream_options_of,
     text_of,
     text_or_none,
     unsupported,
@@ -106,14 +108,8 @@ def read_conversation(payload: JsonObject) -> Conversation:
     `unsupported_parameter` for what changes the answer and only OpenAI's format can say (audio answers, web search, tools
     that are no functions). A parameter that is null is one that was left out.
     """
-    further: JsonObject = {}
-    for name, value in payload.items():
-        if name not in _READ and value is not None:
-            further[name] = value
-    options = object_or_none(payload, "stream_options") or {}
-    for name, value in options.items():
-        if name != "include_usage" and value is not None:
-            further[f"stream_options.{name}"] = value
+    further: JsonObject = {name: value for name, value in payload.items() if name not in _READ and value is not None}
+    further.update(stream_options_of(payload))
     _refuse_what_only_openai_offers(payload)
     tools, choice = _tools_of(payload, further)
     user = text_or_none(payload, "user")
@@ -129,7 +125,7 @@ def read_conversation(payload: JsonObject) -> Conversation:
         temperature=number_or_none(payload, "temperature"),
         top_p=number_or_none(payload, "top_p"),
         top_k=integer_or_none(payload, "top_k"),
-        stop=_stop_of(payload),
+        stop=stop_of(payload),
         seed=integer_or_none(payload, "seed"),
         presence_penalty=number_or_none(payload, "presence_penalty"),
         frequency_penalty=number_or_none(payload, "frequency_penalty"),
@@ -158,15 +154,6 @@ def _max_tokens_of(payload: JsonObject) -> int | None:
     if old is not None and new is not None and old != new:
         invalid_value("max_completion_tokens", "it differs from `max_tokens`, which means the same.")
     return new if new is not None else old
-
-
-def _stop_of(payload: JsonObject) -> tuple[str, ...]:
-    stop = payload.get("stop")
-    if stop is None:
-        return ()
-    if isinstance(stop, str):
-        return (stop,)
-    return tuple(text_of(word, f"stop.{at}") for at, word in enumerate(list_of(stop, "stop")))
 
 
 def _effort_of(payload: JsonObject) -> str | None:

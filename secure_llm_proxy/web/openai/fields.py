@@ -79,6 +79,26 @@ def number_or_none(holder: JsonObject, name: str) -> float | None:
     return wrong_type(name, "a number")
 
 
+def stop_of(payload: JsonObject) -> tuple[str, ...]:
+    """`stop`, which may be one text or a list of them."""
+    stop = payload.get("stop")
+    if stop is None:
+        return ()
+    if isinstance(stop, str):
+        return (stop,)
+    return tuple(text_of(word, f"stop.{at}") for at, word in enumerate(list_of(stop, "stop")))
+
+
+def stream_options_of(payload: JsonObject) -> JsonObject:
+    """What stands in `stream_options` beside `include_usage`, which is our own doors' to heed, by its path."""
+    options = object_or_none(payload, "stream_options") or {}
+    return {
+        f"stream_options.{name}": value
+        for name, value in options.items()
+        if name != "include_usage" and value is not None
+    }
+
+
 def _join(path: str | None, name: str) -> str:
     return name if path is None else f"{path}.{name}"
 

@@ -1,11 +1,11 @@
-"""OpenAI's doors as Flask views; that of chat completions is the reference of the hot door."""
+"""OpenAI's doors as Flask views; those of the busy ones are the reference of their hot doors."""
 
 from __future__ import annotations
 
 from flask import Blueprint, Response
 
 from secure_llm_proxy.web.flask_shell import arrival_of_request, as_response
-from secure_llm_proxy.web.openai import door, responses_door
+from secure_llm_proxy.web.openai import completions_door, door, embeddings_door, responses_door
 
 
 def make_openai_doors() -> Blueprint:
@@ -14,6 +14,14 @@ def make_openai_doors() -> Blueprint:
     @doors.post("/v1/chat/completions")
     def create_chat_completion() -> Response:
         return as_response(door.create_chat_completion(arrival_of_request()))
+
+    @doors.post("/v1/completions")
+    def create_completion() -> Response:
+        return as_response(completions_door.create_completion(arrival_of_request()))
+
+    @doors.post("/v1/embeddings")
+    def create_embeddings() -> Response:
+        return as_response(embeddings_door.create_embeddings(arrival_of_request()))
 
     @doors.post("/v1/responses")
     def create_response() -> Response:

@@ -113,7 +113,7 @@ def test_a_static_folder_would_be_shut_too(small: SmallHouse) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/nowhere", "/v1", "/v1/", "/v1/chat", "/v1/embeddings", "/chat/", "/health/", "//chat", "/chat//", "/CHAT",
+    ["/", "/nowhere", "/v1", "/v1/", "/v1/chat", "/v1/moderations", "/chat/", "/health/", "//chat", "/chat//", "/CHAT",
      "/v1//models", "/v1/chat/completions/", "/../chat", "/chat;x=1", "/%2e%2e/etc/passwd", "/admin", "/.env",
      "/\x1b[2J", "/ä", "/%ff%fe"],
 )  # fmt: skip

@@ -35,6 +35,8 @@ from tests.support.house import (
 
 HOT = [door for door in DOORS if door.hot is not None]
 PATHS = [door.path for door in HOT]
+# Vectors come as a whole.
+STREAMING = [path for path in PATHS if path != "/v1/embeddings"]
 
 
 class Untouchable(io.RawIOBase):
@@ -137,6 +139,7 @@ def test_the_hot_table_is_exactly_the_marked_doors() -> None:
     assert doors.served == {
         ("POST", "/chat"),
         ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/embeddings"),
         ("POST", "/v1/responses"),
         ("POST", "/v1/messages"),
     }
@@ -163,8 +166,9 @@ def test_a_door_with_another_guard_or_a_path_of_parts_cannot_be_hot(door: Door) 
         HotDoors(no_flask, make_web_house(make_house()), [door])
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "stream"), [*((path, False) for path in PATHS), *((path, True) for path in STREAMING)]
+)
 def test_a_hot_door_never_reaches_flask(path: str, stream: bool) -> None:  # noqa: FBT001
     small = make_house()
 
@@ -298,7 +302,7 @@ def test_both_answer_alike(
     flask = ask(make_app(other, settings).wsgi_app, environ_of(path, body_for(path, **asked), change))
 
     assert alike(hot) == alike(flask)
-    assert hot.body.endswith(b"<hung up>") == (arrange is leave)
+    assert hot.body.endswith(b"<hung up>") == (arrange is leave and path in STREAMING)
     assert one.effects == other.effects
     assert [event.clear.get("code") for event in one.journal.handed_over] == [
         event.clear.get("code") for event in other.journal.handed_over
@@ -468,7 +472,7 @@ def hung_up_on(is_left: bool) -> AbstractContextManager[object]:  # noqa: FBT001
     return pytest.raises(ConnectionResetError) if is_left else nullcontext()
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", STREAMING)
 @pytest.mark.parametrize("slow_after", [1, 2, 1000])
 @pytest.mark.parametrize("arrange", [nothing, no_end, break_off, leave])
 def test_a_stream_sends_itself_as_it_would_be_iterated(path: str, slow_after: int, arrange: Change) -> None:
@@ -490,7 +494,7 @@ def test_a_stream_sends_itself_as_it_would_be_iterated(path: str, slow_after: in
     assert one.in_flight() == []
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", STREAMING)
 @pytest.mark.parametrize(
     ("slow_after", "broken_after", "error"),
     [(1000, 0, BrokenPipeError()), (1000, 1, ConnectionResetError()), (1, 1000, TimeoutError()), (2, 2, OSError())],
