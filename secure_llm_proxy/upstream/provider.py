@@ -443,13 +443,15 @@ class _EventStream:
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        waiting, read = self._waiting, self._reader.read
+        waiting, reader = self._waiting, self._reader
         while waiting:
-            event = read(waiting.pop())
+            if reader.done:
+                # Whatever stands behind the end is none of the answer.
+                waiting.clear()
+                break
+            event = reader.read(waiting.pop())
             if event is not None:
                 return event
-            if self._reader.done:
-                waiting.clear()
         return None
 
     def _fetch(self) -> None:

@@ -175,7 +175,8 @@ class CohereStream:
                         REPORTED_ERROR, failure=FailureKind.OVERLOADED, detail="an error ended the stream"
                     )
                 finish = _finish(ended.get("finish_reason"))
-                self.finished = True
+                # Nothing follows, whether or not an end mark does.
+                self.finished = self.done = True
                 return [Delta(DeltaKind.FINISH, finish=finish)]
             case str():
                 return []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from itertools import repeat
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from secure_llm_proxy.foundation.errors import UpstreamFailed
 from secure_llm_proxy.upstream.formats import FORMATS
 from secure_llm_proxy.vocabulary.chat import StreamEvent
-from secure_llm_proxy.vocabulary.wire_formats import OPERATION_OF, Operation
+from secure_llm_proxy.vocabulary.wire_formats import OPERATION_OF, Operation, WireFormat
 from tests.support.recorded_streams import TEXT, Recorded, cut, iterated, pumped, recorded_streams, stream_of
 
 RECORDED = recorded_streams()
@@ -96,6 +97,22 @@ def test_other_line_ends_and_comments_change_nothing_that_is_said(
     events = pumped(stream_of(other, pieces, translated=translated), pauses=repeat(False))
 
     assert events == _whole(recorded, translated=translated)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "translated"),
+    # Gemini's streams end with the connection's answer alone.
+    [case for case in EVERY if cast("Recorded", case.values[0]).format is not WireFormat.GEMINI_GENERATE],
+)
+@pytest.mark.parametrize("size", [7, 100, 100_000])
+def test_what_stands_behind_the_end_is_not_said(recorded: Recorded, translated: bool, size: int) -> None:
+    longer = recorded.data + recorded.data
+    pieces = cut(longer, range(0, len(longer), size))
+
+    by_hand = iterated(stream_of(recorded, pieces, translated=translated))
+    from_the_loop = pumped(stream_of(recorded, pieces, translated=translated), pauses=repeat(False))
+
+    assert by_hand == from_the_loop == _whole(recorded, translated=translated)
 
 
 @pytest.mark.parametrize(("recorded", "translated"), EVERY)
