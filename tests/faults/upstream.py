@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,15 @@ from tests.support.programs import wait_until
 from tests.support.provider import Mode, Provider
 from tests.support.running_proxy import RunningProxy
 from tests.support.seen_and_sent import Differential
-from tests.support.upstream_faults import IMPATIENT, TOTAL_S, UNLIMITED, Tried, attempt_all, every_case
+from tests.support.upstream_faults import (
+    IMPATIENT,
+    TOTAL_S,
+    UNLIMITED,
+    Tried,
+    attempt_all,
+    every_case,
+    write_models_file,
+)
 
 _AT_ONCE = 40
 _LEAVERS_AT_ONCE = 24
@@ -28,16 +36,20 @@ _JUDGED_EVERY = 10
 
 
 @contextmanager
-def _running(folder: Path, provider: Provider, settings: dict[str, str]) -> Iterator[RunningProxy]:
-    known = {**UNLIMITED, **settings, "LLM_API_URL": provider.base_url, "LLM_API_KEY": "sk-test-provider"}
-    with RunningProxy(folder / "proxy", known) as proxy:
+def _running(
+    folder: Path, provider: Provider, models: Iterable[str], settings: Mapping[str, str]
+) -> Iterator[RunningProxy]:
+    home = folder / "proxy"
+    with RunningProxy(home, {**UNLIMITED, **settings, **write_models_file(home, provider, models)}) as proxy:
         yield proxy
 
 
 def upstream(outcome: Outcome, folder: Path, say: Say) -> None:
-    """R14. Every mode, plain and streamed, through every door; a round asks all of them once, with other bytes for cuts."""
+    """R14. Every mode, plain and streamed, through every door to providers of every format; a round asks all of them once, with
+    other bytes for cuts.
+    """
     dice, progress = random.Random(outcome.seed), Progress(say, outcome.rounds)
-    with Provider(stream_chunks=5) as provider, _running(folder, provider, IMPATIENT) as proxy:
+    with Provider(stream_chunks=5) as provider, _running(folder, provider, Mode, IMPATIENT) as proxy:
         key, workers = proxy.shared_api_key, proxy.worker_pids()
         tried: list[Tried] = []
         for round_ in range(1, outcome.rounds + 1):
@@ -59,33 +71,37 @@ def upstream(outcome: Outcome, folder: Path, say: Say) -> None:
 def _judge(outcome: Outcome, proxy: RunningProxy, tried: list[Tried]) -> None:
     wait_until(lambda: leaving.under_way(proxy) == 0, what="no request is under way")
     ends = {line["rid"]: line["st"] for line in audit_lines(proxy) if line.get("ty") == "llm.end"}
-    for sentence in upstream_faults.wrong_among(tried, ends):
+    for sentence in upstream_faults.wrong_among(tried, ends, strictly=outcome.judges_times):
         outcome.bar(met=False, otherwise=sentence)
     outcome.time("answered_s_max", max(one.seconds for one in tried), bar_s=TOTAL_S + 1)
 
 
 def leave(outcome: Outcome, folder: Path, say: Say) -> None:
-    """R15. Through each door, clients leave at every tenth byte of a stream, until as many as there are rounds have left."""
-    models = ",".join(["test-model", *(dialect.name for dialect in DIALECTS)])
+    """R15. Through each door, from providers of each format, clients leave at every tenth byte of a stream, until as many as
+    there are rounds have left.
+    """
     progress = Progress(say, outcome.rounds)
+    pairs = [(dialect, kind) for dialect in DIALECTS for kind in upstream_faults.PROVIDERS]
+    names = [dialect.name for dialect in DIALECTS]
     provider = Provider(reply_text=LONG_ANSWER, stream_chunks=CHUNKS, stream_pause_s=PAUSE_S)
-    with provider, _running(folder, provider, {"LLM_MODELS": models}) as proxy:
+    with provider, _running(folder, provider, names, {}) as proxy:
         key, workers = proxy.shared_api_key, proxy.worker_pids()
-        share = -(-outcome.rounds // len(DIALECTS))
-        for dialect in DIALECTS:
-            whole = length_of_a_whole_stream(proxy, dialect, key=key, model=dialect.name)
+        share = -(-outcome.rounds // len(pairs))
+        for number, (dialect, kind) in enumerate(pairs):
+            model = f"{kind}/{dialect.name}"
+            whole = length_of_a_whole_stream(proxy, dialect, key=key, model=model)
             provider.clear()
             places = list(places_in(whole, step=10))
-            wanted = [places[number % len(places)] for number in range(share)]
+            wanted = [places[(number + at * len(places) // share) % len(places)] for at in range(share)]
             began_s = time.monotonic()
-            left = leave_at(proxy, dialect, wanted, key=key, model=dialect.name, at_once=_LEAVERS_AT_ONCE)
-            wrong, slowest = leaving.wrong_among(proxy, provider, left, model=dialect.name, length=whole)
+            left = leave_at(proxy, dialect, wanted, key=key, model=model, at_once=_LEAVERS_AT_ONCE)
+            wrong, slowest = leaving.wrong_among(proxy, provider, left, model=model, length=whole)
             for sentence in wrong:
                 outcome.bar(met=False, otherwise=sentence)
             outcome.count("left", len(left))
             outcome.time("upstream_closed_s_max", slowest.get("upstream_closed_s", 0.0), bar_s=1.0)
             outcome.time("recorded_s_max", slowest.get("recorded_s", 0.0), bar_s=5.0)
-            progress.at(int(outcome.measured["left"]), f"{dialect.name}: {time.monotonic() - began_s:.0f} s")
+            progress.at(int(outcome.measured["left"]), f"{model}: {time.monotonic() - began_s:.0f} s")
         wait_until(lambda: leaving.under_way(proxy) == 0, what="no request is under way")
         outcome.bar(met=proxy.worker_pids() == workers, otherwise="a worker has died")
         verified = proxy.command("audit", "verify", check=False)

@@ -15,7 +15,7 @@ import pytest
 from tests.support import leaving
 from tests.support.certificates import Certificate
 from tests.support.clients import audit_lines
-from tests.support.dialects import DIALECTS, OPENAI_CHAT, Dialect
+from tests.support.dialects import ANTHROPIC_MESSAGES, DIALECTS, OPENAI_CHAT, OPENAI_RESPONSES, OWN_CHAT, Dialect
 from tests.support.leaving import (
     CHUNKS,
     LONG_ANSWER,
@@ -31,7 +31,16 @@ from tests.support.programs import wait_until
 from tests.support.provider import Mode, Provider
 from tests.support.redis_server import PrivateRedis
 from tests.support.running_proxy import RunningProxy
-from tests.support.upstream_faults import ENDS, IMPATIENT, UNLIMITED, attempt_all, every_case, wrong_among
+from tests.support.upstream_faults import (
+    ENDS,
+    IMPATIENT,
+    UNLIMITED,
+    attempt_all,
+    every_case,
+    one_of_each,
+    write_models_file,
+    wrong_among,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +51,9 @@ def far_end() -> Iterator[Provider]:
 
 @pytest.fixture(scope="module")
 def direct(far_end: Provider, short_folder: Path) -> Iterator[RunningProxy]:
-    """One worker, reached without anything in front."""
-    settings = {**UNLIMITED, **IMPATIENT, "LLM_API_URL": far_end.base_url, "LLM_API_KEY": "sk-test-provider"}
-    with RunningProxy(short_folder / "faults", settings) as proxy:
+    """One worker, reached without anything in front; providers of every format."""
+    home = short_folder / "faults"
+    with RunningProxy(home, {**UNLIMITED, **IMPATIENT, **write_models_file(home, far_end, Mode)}) as proxy:
         yield proxy
 
 
@@ -61,8 +70,7 @@ def fronted(
     settings = {
         **UNLIMITED,
         **IMPATIENT,
-        "LLM_API_URL": far_end.base_url,
-        "LLM_API_KEY": "sk-test-provider",
+        **write_models_file(home, far_end, Mode),
         "DATABASE_URL": postgresql.create_database(),
         "REDIS_URL": redis_server.url,
         "WORKERS": "2",
@@ -82,9 +90,9 @@ def slow_end() -> Iterator[Provider]:
 
 @pytest.fixture(scope="module")
 def patient(slow_end: Provider, short_folder: Path) -> Iterator[RunningProxy]:
-    models = ",".join(["test-model", *(dialect.name for dialect in DIALECTS)])
-    settings = {**UNLIMITED, "LLM_API_URL": slow_end.base_url, "LLM_API_KEY": "sk-test-provider", "LLM_MODELS": models}
-    with RunningProxy(short_folder / "left", settings) as proxy:
+    home = short_folder / "left"
+    models = write_models_file(home, slow_end, [dialect.name for dialect in DIALECTS])
+    with RunningProxy(home, {**UNLIMITED, **models}) as proxy:
         yield proxy
 
 
@@ -97,9 +105,9 @@ def test_whatever_the_provider_does_the_client_gets_a_whole_answer_and_the_log_t
     proxy = request.getfixturevalue(shape)
     key = proxy.shared_api_key
     workers = proxy.worker_pids()
-    cases = every_case(dialects, at_bytes=(0, 1, 100, 250, 400, 900, 1_300))
+    cases = one_of_each(every_case(dialects, at_bytes=(0, 1, 100, 250, 400, 900, 1_300)))
 
-    tried = attempt_all(proxy, cases, key=key, at_once=40)
+    tried = attempt_all(proxy, cases, key=key, at_once=32)
 
     _comes_to_rest(proxy)
     lines = audit_lines(proxy)
@@ -117,15 +125,29 @@ def test_every_mode_of_the_provider_has_an_expected_end() -> None:
     assert len(ENDS) >= 25
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize(
+    ("dialect", "provider"),
+    # Each door once with what passes through, and each format of a provider with what is translated.
+    [
+        pytest.param(dialect, provider, id=f"{dialect.name}-{provider}")
+        for dialect, provider in (
+            (OWN_CHAT, "openai"),
+            (OPENAI_CHAT, "openai"),
+            (OPENAI_CHAT, "anthropic"),
+            (OPENAI_RESPONSES, "gemini"),
+            (ANTHROPIC_MESSAGES, "anthropic"),
+            (ANTHROPIC_MESSAGES, "cohere"),
+        )
+    ],
+)
 def test_whoever_leaves_at_any_byte_is_recorded_as_gone_and_the_provider_is_let_go(
-    patient: RunningProxy, slow_end: Provider, dialect: Dialect
+    patient: RunningProxy, slow_end: Provider, dialect: Dialect, provider: str
 ) -> None:
-    key, model = patient.shared_api_key, dialect.name
+    key, model = patient.shared_api_key, f"{provider}/{dialect.name}"
     whole = length_of_a_whole_stream(patient, dialect, key=key, model=model)
     slow_end.clear()
 
-    left = leave_at(patient, dialect, places_in(whole, step=170), key=key, model=model)
+    left = leave_at(patient, dialect, places_in(whole, step=whole // 60), key=key, model=model)
 
     wrong, _ = leaving.wrong_among(patient, slow_end, left, model=model, length=whole)
     assert not wrong, "\n".join(wrong)

@@ -191,4 +191,36 @@ OPENAI_RESPONSES = Dialect(
 )
 
 
-DIALECTS = (OWN_CHAT, OPENAI_CHAT, OPENAI_RESPONSES)
+def _messages_body(model: str, text: str, stream: bool) -> dict[str, object]:  # noqa: FBT001
+    return {**_messages(model, text, stream), "max_tokens": 64}
+
+
+def _anthropic_error(body: object) -> bool:
+    """As Anthropic's API reference has it, with the request's id beside it."""
+    if not isinstance(body, dict) or body.get("type") != "error" or not isinstance(error := body.get("error"), dict):
+        return False
+    return {"type", "message"} <= set(error)
+
+
+def _message_texts(payload: dict[str, object]) -> Iterator[str]:
+    delta = payload.get("delta")
+    if isinstance(delta, dict):
+        yield delta.get("text") or ""
+    content = payload.get("content")
+    for block in content if isinstance(content, list) else []:
+        yield block.get("text") or ""
+
+
+ANTHROPIC_MESSAGES = Dialect(
+    "anthropic",
+    "/v1/messages",
+    _messages_body,
+    is_end=lambda event: event.name == "message_stop",
+    is_error=lambda event: event.name == "error" and _anthropic_error(json.loads(event.data)),
+    is_error_body=_anthropic_error,
+    texts=_message_texts,
+    headers={"anthropic-version": "2023-06-01"},
+)
+
+
+DIALECTS = (OWN_CHAT, OPENAI_CHAT, OPENAI_RESPONSES, ANTHROPIC_MESSAGES)

@@ -837,7 +837,7 @@ def _gzip_bomb(_: Provider, line: _Line, request: ReceivedRequest, script: Scrip
     status = 500 if script.mode is Mode.GZIP_BOMB_AS_ERROR else 200
     kind = _EVENTS if request.wants_stream else {**_JSON, "Transfer-Encoding": "chunked"}
     line.send(_head(status, {**kind, "Content-Encoding": "gzip"}))
-    for _member in range(16):
+    for _member in range(128):
         line.send(_chunk(_packed_zeros()))
     line.send(_LAST_CHUNK)
     return True
@@ -845,8 +845,8 @@ def _gzip_bomb(_: Provider, line: _Line, request: ReceivedRequest, script: Scrip
 
 @cache
 def _packed_zeros() -> bytes:
-    """64 MiB of zeros as one member of a gzip file; a file may have many."""
-    return gzip.compress(bytes(64 * 2**20), 6)
+    """8 MiB of zeros as one member of a gzip file; a file may have many."""
+    return gzip.compress(bytes(8 * 2**20), 6)
 
 
 def _in_chunks(request: ReceivedRequest) -> bytes:

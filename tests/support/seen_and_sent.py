@@ -36,6 +36,7 @@ from secure_llm_proxy.vocabulary.events import AuditType
 from secure_llm_proxy.vocabulary.inbound import Tags
 from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 from secure_llm_proxy.vocabulary.text_fields import Channel, Direction, TextField, table_of, texts_of
+from secure_llm_proxy.web.anthropic.wire import read_messages, read_prompt_to_count
 from secure_llm_proxy.web.chat.wire import read_prompt
 from secure_llm_proxy.web.openai.responses_request import read_response_request
 from secure_llm_proxy.web.openai.wire import read_chat_completion
@@ -53,6 +54,8 @@ _UNLIMITED = RateClass(requests=10**9, burst=10**9, concurrent=10**6)
 READERS: dict[str, Callable[[JsonObject], ChatRequest]] = {
     "own_chat": lambda body: read_prompt(body, _LIMITS),
     "openai_chat": lambda body: read_chat_completion(body, messages_max=_LIMITS.messages_max),
+    "anthropic_messages": lambda body: read_messages(body, messages_max=_LIMITS.messages_max),
+    "anthropic_count_tokens": lambda body: read_prompt_to_count(body, messages_max=_LIMITS.messages_max),
     "openai_responses": lambda body: read_response_request(body, items_max=_LIMITS.messages_max),
 }
 
@@ -121,7 +124,7 @@ class Differential:
         for number in range(requests):
             wire_format, kind = formats[number % len(formats)], kinds[number // len(formats) % len(kinds)]
             # Only the format's own provider can be told everything that it documents.
-            wild = kind == KINDS[0] and self.generator.maybe(0.3)
+            wild = wire_format.startswith(kind) and self.generator.maybe(0.3)
             self.compare(wire_format, kind, self.generator.request(wire_format, wild=wild))
 
     def compare(self, wire_format: str, kind: str, generated: Generated) -> None:
