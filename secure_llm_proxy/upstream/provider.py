@@ -458,12 +458,11 @@ class _EventStream:
         """Wait for the next bytes; at the end mark or the end of the body, decide whether the answer is whole."""
         if self._reader.done:
             self._exchange.finish_early()
-            self.close()
-            return
-        piece = self._exchange.read()
-        self._parse(piece)
-        if piece or self._waiting:
-            return
+        else:
+            piece = self._exchange.read()
+            self._parse(piece)
+            if piece or self._waiting:
+                return
         self.close()
         if not self._reader.finished:
             raise UpstreamFailed(

@@ -42,8 +42,8 @@ class ReportedError(NamedTuple):
 class StreamReader(Protocol):
     """Reads the events of one stream, in order.
 
-    `finished`: the answer is whole as the format has it, though nothing has said that nothing follows; `done`: that was said
-    as well. A stream that ends before it is finished has broken off.
+    `finished`: the answer is whole as the format has it, each of its choices; `done`: nothing follows, because that was said.
+    A stream that ends, or says that it does, before it is finished has broken off.
     """
 
     finished: bool

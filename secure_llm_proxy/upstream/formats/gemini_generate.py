@@ -113,15 +113,18 @@ class GeminiGenerate:
 
 
 class GeminiStream:
-    """The events of one stream. Each is a whole answer's shape with what is new in it; nothing marks the end."""
+    """The events of one stream. Each is a whole answer's shape with what is new in it; nothing marks the end but that every
+    candidate that has begun has ended.
+    """
 
-    __slots__ = ("_calls", "_ended", "_response_id", "_started", "_translated", "done", "finished")
+    __slots__ = ("_calls", "_ended", "_open", "_response_id", "_started", "_translated", "done", "finished")
 
     def __init__(self, *, translated: bool) -> None:
         self._translated = translated
         self._started = False
         self._response_id: str | None = None
         self._calls: dict[int, int] = {}
+        self._open: set[int] = set()
         self._ended: set[int] = set()
         self.finished = False
         self.done = False
@@ -137,7 +140,7 @@ class GeminiStream:
             raise unreadable(f"JSON: {error.code}") from None
         if b"\n" in data:
             data = strict_json.dumps(payload)
-        if self._started and (text := _only_text(payload)) is not None:
+        if 0 in self._open and (text := _only_text(payload)) is not None:
             deltas = (Delta(DeltaKind.TEXT, 0, 0, text),) if self._translated else ()
             return StreamEvent(data, payload, text, None, True, b"", deltas)
         raise_reported(payload)
@@ -164,10 +167,14 @@ class GeminiStream:
                 steps.append(Delta(DeltaKind.LOGPROBS, index, value=logprobs))
             finish = _finish(candidate.get("finishReason"), called=index in self._calls)
             if finish is not None:
-                ended = self.finished = True
+                ended = True
+                self._open.discard(index)
                 if index not in self._ended:
                     self._ended.add(index)
                     steps.append(Delta(DeltaKind.FINISH, index, finish=finish))
+            elif index not in self._ended:
+                self._open.add(index)
+        self.finished = bool(self._ended) and not self._open
         # Every event counts the tokens so far; only the last count is the answer's.
         usage = _usage(payload) if ended or not candidates else None
         return StreamEvent(data, payload, text, usage, plain, b"", tuple(steps) if self._translated else ())

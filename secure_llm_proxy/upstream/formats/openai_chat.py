@@ -127,14 +127,18 @@ def _message_of(error: JsonObject) -> JsonValue:
 
 
 class OpenAiChatStream:
-    """The events of one stream."""
+    """The events of one stream. It is whole when every choice that has begun has ended, or at its end mark."""
 
-    __slots__ = ("_begun", "_calls", "_shows_usage", "done", "finished")
+    __slots__ = ("_begun", "_calls", "_ended", "_latest", "_open", "_shows_usage", "done", "finished")
 
     def __init__(self, *, translated: bool, shows_usage: bool) -> None:
         self._calls = CallsOfAStream() if translated else None
         self._begun = False
         self._shows_usage = shows_usage
+        # The choices by their numbers, and the one that the last event was of.
+        self._open: set[int] = set()
+        self._ended: set[int] = set()
+        self._latest: JsonValue = None
         self.finished = False
         self.done = False
 
@@ -151,13 +155,29 @@ class OpenAiChatStream:
 
     def read_object(self, data: bytes) -> StreamEvent | None:
         event, finished = read_stream_event(data)
-        if finished:
-            self.finished = True
+        choices = event.payload.get("choices")
+        if type(choices) is list and (
+            finished or len(choices) != 1 or choices[0].get("index") != self._latest or not self._open  # type: ignore[union-attr]  # read
+        ):
+            self._note(choices)
         if self._calls is not None:
             return self._translated(event, self._calls, finished=finished)
         if event.usage is not None and not self._shows_usage:
             return without_usage(event)
         return event
+
+    def _note(self, choices: list[JsonValue]) -> None:
+        """Which choices have begun, and which have ended."""
+        for choice in choices:
+            assert isinstance(choice, dict)
+            self._latest = index = choice.get("index")
+            at = index if type(index) is int else 0
+            if choice.get("finish_reason") is not None:
+                self._ended.add(at)
+                self._open.discard(at)
+            elif at not in self._ended:
+                self._open.add(at)
+        self.finished = bool(self._ended) and not self._open
 
     def _translated(self, event: StreamEvent, calls: CallsOfAStream, *, finished: bool) -> StreamEvent | None:
         """The event with what it adds in neutral form. None for one that adds nothing and tells no usage."""

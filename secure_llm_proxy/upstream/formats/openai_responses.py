@@ -141,7 +141,8 @@ class OpenAiResponsesStream:
             return None
         data = sent.data.strip()
         if data == DONE:
-            self.done = self.finished = True
+            # Of some servers, behind the last event; it is none itself.
+            self.done = True
             return None
         return self._read(data, sent.name) if data else None
 
