@@ -11,11 +11,10 @@ import time
 
 from gevent.event import Event
 
-from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import ClientGone, InvalidRequest, UpstreamFailed
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.gateway.docket import Docket, House
-from secure_llm_proxy.gateway.provenance import clear_identity
+from secure_llm_proxy.gateway.provenance import clear_identity, recorded
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue
 from secure_llm_proxy.vocabulary.chat import Attempt, Completion, CompletionStream, Failure, UpstreamRequest
 from secure_llm_proxy.vocabulary.events import AuditType
@@ -106,8 +105,6 @@ def _record(house: House, docket: Docket, written: UpstreamRequest) -> None:
         "n_in": len(written.body),
     }
     docket.attempts += 1
-    body = b'{"request":%s}' % written.body
-    if written.dropped:
-        body = b'{"request":%s,"dropped":%s}' % (written.body, strict_json.dumps(list(written.dropped)))
+    body = b"{%b}" % recorded(written)
     exchange = docket.inbound.exchange_id
     house.journal.record(AuditEvent(new_record_id(), AuditType.LLM_RETRY, exchange, None, clear, body))

@@ -4,10 +4,12 @@ known by.
 
 from __future__ import annotations
 
+from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.secret_values import pseudonym
 from secure_llm_proxy.gateway.docket import Docket, House
 from secure_llm_proxy.vocabulary.audit import ClearValue, indexed_values
 from secure_llm_proxy.vocabulary.caller import KIND_LIVE
+from secure_llm_proxy.vocabulary.chat import UpstreamRequest
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 _AGENT_KEPT = 1024
@@ -67,6 +69,16 @@ def origin_of(docket: Docket) -> dict[str, str]:
         "correlation_id": inbound.correlation_id,
     }
     return {name: value for name, value in named.items() if value}
+
+
+def recorded(written: UpstreamRequest) -> bytes:
+    """What leaves, as fields of a record's body: the bytes, the client's headers that go along, and what was left out."""
+    told = b'"request":%b' % written.body
+    if written.headers:
+        told = b'%b,"headers":%b' % (told, strict_json.dumps(dict(written.headers)))
+    if written.dropped:
+        told = b'%b,"dropped":%b' % (told, strict_json.dumps(list(written.dropped)))
+    return told
 
 
 def indexed_origin(docket: Docket) -> dict[str, str]:

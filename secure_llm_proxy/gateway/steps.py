@@ -22,7 +22,7 @@ from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.gateway.docket import Docket, House
 from secure_llm_proxy.gateway.leaks import keys_in_body, quarantine_ours
-from secure_llm_proxy.gateway.provenance import clear_identity, indexed_origin, origin_of
+from secure_llm_proxy.gateway.provenance import clear_identity, indexed_origin, origin_of, recorded
 from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.caller import KIND_ADMINISTRATION, KIND_SESSION, Caller, RateClass
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Route, UpstreamRequest
@@ -201,9 +201,7 @@ def audit_intent(house: House, docket: Docket, written: UpstreamRequest) -> None
     record = new_record_id()
     docket.audit_id = docket.started_record = record
     inbound = docket.inbound
-    body = b'{"request":%s,"from":%s}' % (written.body, strict_json.dumps(origin_of(docket)))
-    if written.dropped:
-        body = b'%b,"dropped":%b}' % (body[:-1], strict_json.dumps(list(written.dropped)))
+    body = b'{%b,"from":%b}' % (recorded(written), strict_json.dumps(origin_of(docket)))
     docket.clear_identity = clear_identity(house, docket)
     clear = {**docket.clear_identity, "dec": "allow", "n_in": len(written.body)}
     if docket.request is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from secure_llm_proxy.vocabulary.chat import ChatRequest, CompletionStream, Target
     from secure_llm_proxy.vocabulary.conversation import NeutralAnswer
     from secure_llm_proxy.vocabulary.providers import ProviderDefinition
+
+# Versions and names of betas, alone or in a list: no place for words of a conversation.
+_PASSED = re.compile(r"[A-Za-z0-9._-]{1,64}(?: ?, ?[A-Za-z0-9._-]{1,64}){0,31}")
 
 
 class Providers:
@@ -107,7 +111,9 @@ class Providers:
             translated,
             written.dropped,
             written.shows_usage,
-            tuple((name, value) for name, value in headers if name in kind.passes) if headers else (),
+            tuple((name, value) for name, value in headers if name in kind.passes and _PASSED.fullmatch(value))
+            if headers
+            else (),
         )
 
     def complete(self, request: UpstreamRequest, cancellation: Cancellation) -> Completion:

@@ -80,7 +80,7 @@ class UpstreamRequest(NamedTuple):
 
     `translated` says that the client speaks another format, so that the answer is read into the neutral form too.
     `dropped` are the client's parameters that this provider can't be told. `shows_usage` False: the client did not ask for
-    the usage event of a stream, which we did, so it stays with us. `headers` are the client's own that may pass. Where
+    the usage event of a stream, which we did, so it stays with us. `headers` are the client's own that go along. Where
     `answered` is set nothing leaves: that is our own answer, and `body` what it answers.
 
     A tuple for what it saves each request: 0.9 µs.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import orjson
 import pytest
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
@@ -254,3 +255,16 @@ def test_a_request_that_no_target_can_be_told_is_refused_before_anything_is_sent
     assert code_of(reply.outcome) is ErrorCode.UNSUPPORTED_PARAMETER
     assert providers.received == []
     assert small.journal.types() == [AuditType.REFUSED]
+
+
+BETA = (("anthropic-beta", "context-1m-2025-08-07"), ("anthropic-version", "2026-10-21"))
+
+
+def test_headers_of_the_client_that_go_along_are_on_record_with_the_bytes() -> None:
+    small, providers = house_of(Chain(A, B), {"a": overloaded()})
+
+    chat(small.house, make_inbound(passed_headers=BETA), READ)
+
+    sent, start, retry = providers.received, *records(small)[:2]
+    assert [request.headers for request in sent] == [BETA, BETA]
+    assert [orjson.loads(event.body)["headers"] for event in (start, retry)] == [dict(BETA), dict(BETA)]
