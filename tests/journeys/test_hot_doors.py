@@ -24,6 +24,7 @@ from tests.support.running_proxy import RunningProxy
 
 PATIENCE_S = 60.0
 OPENAI = "/v1/chat/completions"
+MESSAGES = "/v1/messages"
 SETTINGS = {
     "LLM_API_KEY": "sk-test-provider",
     "LLM_MODELS": ",".join(["test-model", *Mode]),
@@ -120,6 +121,10 @@ def in_chunks(body: bytes, *, end: bytes = b"0\r\n\r\n") -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (body[:7], body[7:])) + end
 
 
+def message_of(model: str = "test-model", *, stream: bool = False) -> bytes:
+    return b'{"max_tokens":9,%s' % of_model(model, stream=stream)[1:]
+
+
 CHUNKED = "Transfer-Encoding: chunked"
 REQUESTS: dict[str, bytes] = {
     # good
@@ -160,6 +165,21 @@ REQUESTS: dict[str, bytes] = {
     "an expectation": asking(OPENAI, PLAIN, "Expect: 100-continue"),
     "no health of a host": asking("/health/live", b"", method="GET", host="192.0.2.1"),
     "an upgrade nobody knows": asking(OPENAI, PLAIN, "Upgrade: tea"),
+    "a message": asking(MESSAGES, message_of()),
+    "a streamed message": asking(MESSAGES, message_of(stream=True)),
+    "a message of an agent": asking(
+        f"{MESSAGES}?beta=true", message_of(), "anthropic-version: 2026-10-21", "anthropic-beta: a,b", "x-api-key: KEY0", key=None
+    ),
+    "a message in chunks": asking(MESSAGES, in_chunks(message_of()), CHUNKED, length=None),
+    "tokens of a message": asking(f"{MESSAGES}/count_tokens", message_of()),
+    "a message to another host": asking(MESSAGES, message_of(), host="evil.test"),
+    "a message without a key": asking(MESSAGES, message_of(), key=None),
+    "a message without a bound": asking(MESSAGES, PLAIN),
+    "a message too large": asking(MESSAGES, b" " * 20_001),
+    "a message by another method": asking(MESSAGES, b"", method="GET"),
+    "a batch of messages": asking(f"{MESSAGES}/batches", message_of()),
+    "provider: a message refused": asking(MESSAGES, message_of(Mode.RATE_LIMITED)),
+    "provider: a message that breaks off": asking(MESSAGES, message_of(Mode.ERROR_EVENT, stream=True)),
     # the wrong host
     "another host": asking(host="evil.test"),
     "another host at the origin's door": asking("/chat", PROMPT, host="evil.test"),

@@ -232,6 +232,56 @@ def test_what_is_left_out_is_named_once(translated: Asked) -> None:
     assert all("anthropic-beta" not in request.headers for request in translated.far_end.received)
 
 
+def test_what_a_coding_agent_asks_in_the_midst_of_its_work_is_understood(translated: Asked) -> None:
+    called = [
+        {"type": "thinking", "thinking": "Hm.", "signature": "c2lnbmVk"},
+        {"type": "text", "text": "I'll look."},
+        {
+            "type": "tool_use",
+            "id": "toolu_1",
+            "name": "weather",
+            "input": {"city": "Oslo"},
+            "caller": {"type": "direct"},
+        },
+        {"type": "tool_use", "id": "toolu_2", "name": "time", "input": {"city": "Oslo"}, **CACHE},
+    ]
+    results: list[Told] = [
+        {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "4°"}, PICTURE]},
+        {"type": "tool_result", "tool_use_id": "toolu_2", "content": "late", "is_error": True, **CACHE},
+        {"type": "text", "text": "<reminder>Be brief.</reminder>", **CACHE},
+    ]
+    fields: Told = {
+        "system": [
+            {"type": "text", "text": "You are an agent.", **CACHE},
+            {"type": "text", "text": "Be good.", **CACHE},
+        ],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Warm?", **CACHE}]},
+            {"role": "system", "content": [{"type": "text", "text": "The user likes tables.", **CACHE}]},
+            {"role": "assistant", "content": called},
+            {"role": "user", "content": results},
+        ],
+        "tools": [{**tool, "eager_input_streaming": True} for tool in TOOLS],
+        "max_tokens": 32_000,
+        "thinking": {"type": "adaptive", "display": "omitted"},
+        "output_config": {"effort": "high"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "metadata": {"user_id": "user_" + "a" * 64 + "_account__session_" + "b" * 36},
+    }
+    if translated.name in ("cohere", "gemini"):
+        # No place for pictures in what a tool says; Gemini has it since its third generation.
+        results[0]["content"] = "4°"
+
+    told, streamed = translated.ask(**fields), translated.stream(**fields)
+
+    assert told["content"]
+    assert streamed.blocks
+    for request in translated.far_end.asked(translated.name):
+        sent = request.body.decode()
+        for said in ("You are an agent.", "Be good.", "Warm?", "likes tables", "Oslo", "4°", "late", "<reminder>"):
+            assert said in sent
+
+
 def test_what_only_anthropic_can_do_is_refused_before_anything_is_sent(translated: Asked) -> None:
     answer = translated.post(max_tokens=9, tools=[{"type": "web_search_20250305", "name": "web_search"}])
 
