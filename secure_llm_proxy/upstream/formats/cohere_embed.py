@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from secure_llm_proxy.upstream.formats.cohere_chat import whole
 from secure_llm_proxy.upstream.formats.cohere_errors import reported_error
-from secure_llm_proxy.upstream.formats.embeddings import no_stream, texts_to_embed, vectors_of
+from secure_llm_proxy.upstream.formats.embeddings import no_stream, record_of, texts_to_embed, vectors_of
 from secure_llm_proxy.upstream.formats.face import ReportedError, Written, read_object, unreadable, unsupported
 from secure_llm_proxy.upstream.formats.parameters import Losses, said
 from secure_llm_proxy.vocabulary.chat import Completion, Usage
@@ -64,7 +64,8 @@ class CohereEmbed:
             raise unreadable("the answer has no embeddings")
         vectors = vectors_of(listed)
         answer = Embeddings(vectors) if translated else None
-        return Completion(payload, "", _usage(payload), model, self.format, answer)
+        record = record_of(payload, "embeddings", len(vectors), body)
+        return Completion(payload, "", _usage(payload), model, self.format, answer, record)
 
     def stream(self, *, translated: bool, shows_usage: bool) -> StreamReader:
         del translated, shows_usage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from secure_llm_proxy.upstream.formats.face import unreadable, unsupported
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from secure_llm_proxy.foundation.errors import InvalidRequest
-    from secure_llm_proxy.foundation.strict_json import JsonValue
+    from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
     from secure_llm_proxy.vocabulary.conversation import EmbeddingRequest
     from secure_llm_proxy.vocabulary.providers import ProviderKind
 
@@ -45,6 +46,14 @@ def vectors_of(listed: Iterable[JsonValue]) -> tuple[tuple[float, ...], ...]:
         else:
             raise unreadable("a vector holds what is no number")
     return tuple(vectors)
+
+
+def record_of(payload: JsonObject, vectors: str, count: int, body: bytes) -> JsonObject:
+    """What the audit log keeps of an answer: all but the vectors, which stand under the name `vectors`. They are numbers that
+    say nothing to its reader; by the digest of the provider's answer they can be found to be these.
+    """
+    kept = {name: value for name, value in payload.items() if name != vectors}
+    return {**kept, "vectors": {"count": count, "sha256": sha256(body).hexdigest()}}
 
 
 def no_stream() -> InvalidRequest:

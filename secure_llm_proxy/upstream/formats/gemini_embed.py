@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secure_llm_proxy.upstream.formats.embeddings import no_stream, texts_to_embed, vectors_of
+from secure_llm_proxy.upstream.formats.embeddings import no_stream, record_of, texts_to_embed, vectors_of
 from secure_llm_proxy.upstream.formats.face import ReportedError, Written, read_object, unreadable, unsupported
 from secure_llm_proxy.upstream.formats.gemini_errors import raise_reported, reported_error
 from secure_llm_proxy.upstream.formats.parameters import Losses, said
@@ -69,7 +69,8 @@ class GeminiEmbed:
         counted = usage.get("promptTokenCount") if isinstance(usage, dict) else None
         tokens = counted if type(counted) is int and counted >= 0 else None
         answer = Embeddings(vectors) if translated else None
-        return Completion(payload, "", Usage(tokens, None, tokens), model, self.format, answer)
+        record = record_of(payload, "embeddings", len(vectors), body)
+        return Completion(payload, "", Usage(tokens, None, tokens), model, self.format, answer, record)
 
     def stream(self, *, translated: bool, shows_usage: bool) -> StreamReader:
         del translated, shows_usage

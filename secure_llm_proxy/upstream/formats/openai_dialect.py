@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from secure_llm_proxy.foundation.strict_json import JsonObject, JsonValue
     from secure_llm_proxy.vocabulary.providers import ProviderKind
 
+# OpenAI's own bound.
+_CALL_ID_MAX: Final = 40
 _NINE = re.compile(r"[a-zA-Z0-9]{9}")
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _EMPTY: Final[tuple[JsonValue, ...]] = (None, "", [], {})
@@ -47,7 +49,7 @@ def in_dialect(payload: JsonObject, kind: ProviderKind) -> tuple[JsonObject, tup
 
 def call_id(told: str, kind: ProviderKind) -> str:
     """The id as this kind takes it: the same one for a call and its result, in every turn."""
-    if kind.call_ids == "any" or _NINE.fullmatch(told):
+    if _NINE.fullmatch(told) or (kind.call_ids == "any" and len(told) <= _CALL_ID_MAX):
         return told
     number = int.from_bytes(sha256(told.encode("utf-8", "surrogatepass")).digest())
     digits = []

@@ -4,11 +4,10 @@ references, read 2026-11.
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from secure_llm_proxy.foundation.errors import FailureKind, UpstreamFailed
-from secure_llm_proxy.upstream.formats.embeddings import no_stream, vectors_of
+from secure_llm_proxy.upstream.formats.embeddings import no_stream, record_of, vectors_of
 from secure_llm_proxy.upstream.formats.face import REPORTED_ERROR, Written, read_object, unreadable, unsupported
 from secure_llm_proxy.upstream.formats.openai_chat import OpenAiChat, error_name, usage_of
 from secure_llm_proxy.upstream.formats.openai_dialect import in_dialect
@@ -79,9 +78,7 @@ class OpenAiEmbeddings:
         answer = Embeddings(_vectors(vectors)) if translated else None
         named, usage = payload.get("model"), usage_of(payload) or Usage()
         shown = named if type(named) is str and named else model
-        # Numbers that say nothing to a reader of the log; by the digest they can be found to be these.
-        record: JsonObject = {name: value for name, value in payload.items() if name != "data"}
-        record["embeddings"] = {"count": len(vectors), "sha256": sha256(body).hexdigest()}
+        record = record_of(payload, "data", len(vectors), body)
         return Completion(payload, "", usage, shown, self.format, answer, record)
 
     def stream(self, *, translated: bool, shows_usage: bool) -> StreamReader:

@@ -173,7 +173,7 @@ def test_a_stream_begins_says_and_ends() -> None:
     events = events_of(
         chunk({"role": "assistant", "content": ""}),
         chunk({"content": "He"}),
-        chunk({"content": "llo."}, logprobs=None),
+        chunk({"content": "llo."}),
         chunk({}, "stop"),
         chunk(usage={"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}),
     )

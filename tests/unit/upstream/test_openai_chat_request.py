@@ -312,6 +312,22 @@ def test_ids_of_calls_have_nine_characters_where_they_must_and_results_find_thei
     assert [result["tool_call_id"] for result in results if isinstance(result, dict)] == ids
 
 
+def test_an_id_that_is_too_long_for_openai_is_another_and_its_result_finds_it() -> None:
+    long = "call_" + "x" * 60
+
+    called, result = messages_of(
+        Message(Role.ASSISTANT, (ToolCall(long, "clock", "{}"),)),
+        Message(Role.TOOL, (ToolResult(long, (Text("Noon."),)),)),
+    )
+
+    assert isinstance(called, dict)
+    assert isinstance(result, dict)
+    assert isinstance(called["tool_calls"], list)
+    assert isinstance(called["tool_calls"][0], dict)
+    assert called["tool_calls"][0]["id"] == result["tool_call_id"]
+    assert len(str(result["tool_call_id"])) <= 40
+
+
 def test_what_a_tool_showed_follows_its_turn_in_a_message_of_the_user_s() -> None:
     shown = Image(data="iVBORw==", media_type="image/png")
 
