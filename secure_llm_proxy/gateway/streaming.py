@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from secure_llm_proxy.foundation import strict_json
-from secure_llm_proxy.foundation.errors import ClientGone, ErrorCode, NotQueued, ProxyError
+from secure_llm_proxy.foundation.errors import ClientGone, ErrorCode, NotQueued, ProxyError, UpstreamFailed
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.gateway import closing
 from secure_llm_proxy.gateway.provenance import clear_identity
@@ -210,8 +210,12 @@ class RelayedStream:
         return said
 
     def _fail(self, error: Exception) -> ProxyError:
-        told = closing.told_of(self._docket, error)
-        self._end(closing.end_status_of(self._docket, told), told)
+        docket = self._docket
+        told = closing.told_of(docket, error)
+        if told is error and isinstance(error, UpstreamFailed) and docket.target is not None and not docket.closed:
+            # An answer had begun, so nobody else is asked; but what breaks off often is left alone.
+            self._house.routing.failed(docket.target, error.failure)
+        self._end(closing.end_status_of(docket, told), told)
         return told
 
     def _interrupt(self) -> None:

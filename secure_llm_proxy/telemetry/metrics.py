@@ -104,7 +104,7 @@ class Metrics:
         )
         self._failures = Counter(
             "slp_upstream_failures_total",
-            "Requests to providers that failed before an answer began, by kind.",
+            "Requests to providers that failed, by kind.",
             ["provider", "kind"],
             registry=self.registry,
         )
@@ -166,7 +166,7 @@ class Metrics:
         self._held_attempts[provider] += 1
 
     def failed(self, provider: str, kind: str) -> None:
-        """A request to the provider failed before an answer began."""
+        """A request to the provider failed."""
         self._held_failures[provider, kind] += 1
 
     def show_circuits(self, open_by_provider: Mapping[str, int]) -> None:

@@ -324,6 +324,7 @@ class WatchedRouting:
 
     def __init__(self, own: Routing, effects: list[str]) -> None:
         self.own = own
+        self.failures: list[FailureKind] = []
         self._effects = effects
 
     def plan(self, request: ChatRequest, tags: Tags) -> Route:
@@ -343,6 +344,7 @@ class WatchedRouting:
         self.own.answered(target)
 
     def failed(self, target: Target, kind: FailureKind) -> None:
+        self.failures.append(kind)
         self.own.failed(target, kind)
 
     def listed(self) -> tuple[str, ...]:

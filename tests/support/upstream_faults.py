@@ -20,6 +20,9 @@ UNLIMITED = {
     "RATE_LIMIT_BURST": "100000",
     "ADDRESS_RATE_LIMIT_PER_MINUTE": "1000000",
     "ADDRESS_RATE_LIMIT_BURST": "100000",
+    # Each answer is that of one attempt.
+    "LLM_RETRIES": "0",
+    "CIRCUIT_FAILURES": "0",
 }
 # Little patience with the provider, and few bytes, so that all of it happens soon.
 IMPATIENT = {

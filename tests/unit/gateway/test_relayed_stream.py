@@ -12,6 +12,7 @@ from gevent import GreenletExit
 from secure_llm_proxy.foundation.errors import (
     ClientGone,
     ErrorCode,
+    FailureKind,
     InternalError,
     NotQueued,
     ProxyError,
@@ -28,6 +29,7 @@ from secure_llm_proxy.web.openai.wire import read_chat_completion
 from tests.support.house import (
     LogCapture,
     SmallHouse,
+    WatchedRouting,
     audit_unavailable,
     event_of,
     make_house,
@@ -55,6 +57,12 @@ def stream_of(small: SmallHouse, *script: StreamEvent | BaseException) -> Relaye
 def end_of(small: SmallHouse) -> AuditEvent:
     (end,) = small.journal.of(AuditType.LLM_END)
     return end
+
+
+def failures_of(small: SmallHouse) -> list[FailureKind]:
+    routing = small.house.routing
+    assert isinstance(routing, WatchedRouting)
+    return routing.failures
 
 
 def recorded_text(small: SmallHouse) -> str:
@@ -421,3 +429,15 @@ def test_whatever_happens_the_slot_comes_back_exactly_once(
     stream.close()
 
     assert_closed_once(small, logs)
+
+
+def test_an_answer_that_breaks_off_counts_against_its_provider_and_a_client_that_leaves_does_not() -> None:
+    breaking, leaving, whole = make_house(), make_house(), make_house()
+
+    with pytest.raises(UpstreamFailed):
+        list(stream_of(breaking, event_of("x"), UpstreamFailed("x", failure=FailureKind.BROKE_OFF)))
+    stream_of(leaving, event_of("x"), event_of("y")).close()
+    list(stream_of(whole, event_of("x")))
+
+    assert failures_of(breaking) == [FailureKind.BROKE_OFF]
+    assert failures_of(leaving) == failures_of(whole) == []
