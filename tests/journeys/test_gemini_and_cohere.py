@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionMessage
 
 from tests.support.clients import ask, records_of, sdk
 from tests.support.format_server import FormatServer
-from tests.support.provider_formats.speaking import COUNTS, PLAIN, SIGNATURE
+from tests.support.provider_formats.speaking import COUNTS, PLAIN, SIGNATURE, vector
 from tests.support.running_proxy import RunningProxy
 
 _MODELS = {
@@ -282,3 +282,26 @@ def test_gemini_counts_tokens_for_anthropic_s_clients(proxy: RunningProxy) -> No
     counted = ask(proxy, "POST", "/v1/messages/count_tokens", key=proxy.shared_api_key, body=asked)
 
     assert counted.json == {"input_tokens": COUNTS.prompt}
+
+
+@_BOTH
+def test_texts_become_vectors(client: openai.OpenAI, provider: str) -> None:
+    texts = ["one", "two"]
+
+    unasked = client.embeddings.create(model=f"{provider}-embedding", input=texts, dimensions=4)
+    numbers = client.embeddings.create(
+        model=f"{provider}-embedding", input=texts, dimensions=4, encoding_format="float"
+    )
+
+    for answer in (unasked, numbers):
+        assert [entry.embedding for entry in answer.data] == [vector("one", 4), vector("two", 4)]
+        assert answer.model == f"{provider}-embedding"
+
+
+@_BOTH
+def test_old_completions_are_answered_too(client: openai.OpenAI, provider: str) -> None:
+    plain = client.completions.create(model=f"{provider}-chat", prompt="Is all well?")
+    stream = client.completions.create(model=f"{provider}-chat", prompt="Is all well?", stream=True)
+
+    assert plain.choices[0].text == PLAIN
+    assert "".join(event.choices[0].text for event in stream if event.choices) == PLAIN
