@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from secure_llm_proxy.vocabulary.text_tables.shape import (
     LABELS,
     LINK,
@@ -56,9 +58,7 @@ def _blocks(channel: Channel) -> Shape:
         "input": whole(Channel.TOOL_CALL),
         "caller": QUIET,
     }
-    fields["source"] = blob(
-        "data", "media_type", {**structure("type file_id"), "url": LINK, "content": _document()}, Channel.URL
-    )
+    fields["source"] = _source({"content": _document()})
     if channel is Channel.TOOL_RESULT:
         here = Shape(channel, fields, whole(channel), channel)
         fields |= {
@@ -75,6 +75,12 @@ def _blocks(channel: Channel) -> Shape:
     return variants_of("type", chosen_alike(_RESULT_TYPES, _RESULTS), here)
 
 
+def _source(further: Mapping[str, Shape]) -> Shape:
+    """Of an image or a document. Its data are media in base64 alone: what its type calls text is text, whatever its media type."""
+    media = blob("data", "media_type", {**structure("type file_id"), "url": LINK, **further}, Channel.URL)
+    return variants_of("type", {"base64": media}, media.variants[False])
+
+
 def _document() -> Shape:
     return Shape(
         Channel.FILE,
@@ -82,7 +88,7 @@ def _document() -> Shape:
             **structure("type"),
             "text": text(Channel.FILE),
             "cache_control": QUIET,
-            "source": blob("data", "media_type", {**structure("type file_id"), "url": LINK}, Channel.URL),
+            "source": _source({}),
         },
     )
 
