@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 
 # Versions and names of betas, alone or in a list: no place for words of a conversation.
-_PASSED = re.compile(r"[A-Za-z0-9._-]{1,64}(?: ?, ?[A-Za-z0-9._-]{1,64}){0,31}")
+_PASSED = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PASSED_MAX = 32
 
 
 class Providers:
@@ -111,7 +112,7 @@ class Providers:
             translated,
             written.dropped,
             written.shows_usage,
-            tuple((name, value) for name, value in headers if name in kind.passes and _PASSED.fullmatch(value))
+            tuple((name, value) for name, value in headers if name in kind.passes and _may_pass(value))
             if headers
             else (),
         )
@@ -175,3 +176,8 @@ def _estimated(target: Target, request: ChatRequest) -> UpstreamRequest:
 def _own_answer(request: UpstreamRequest, answer: NeutralAnswer) -> Completion:
     told: JsonObject = {"input_tokens": answer.tokens, "estimated": True} if isinstance(answer, TokenCount) else {}
     return Completion(told, "", Usage(), request.target.model, request.format, answer)
+
+
+def _may_pass(value: str) -> bool:
+    names = value.split(",")
+    return len(names) <= _PASSED_MAX and all(_PASSED.fullmatch(name.strip(" ")) for name in names)
