@@ -222,7 +222,8 @@ class AnthropicStream:
             case "message_delta":
                 return self._end(data, payload)
             case "message_stop":
-                self.done = self.finished = True
+                # Whether the answer is whole was said before, with why it stopped.
+                self.done = True
                 return None
         if type(kind) is not str or not _TYPE.fullmatch(kind):
             raise unreadable("an event of the stream has no type")

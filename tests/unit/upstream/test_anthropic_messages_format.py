@@ -423,6 +423,17 @@ def test_a_refusal_in_a_stream_gives_its_reason_before_its_end() -> None:
     assert not reader.done
 
 
+def test_an_end_mark_without_a_reason_to_stop_is_no_whole_answer() -> None:
+    reader = _FORMAT.stream(translated=True, shows_usage=True)
+
+    reader.read(_sent({"type": "message_start", "message": {"id": "msg_1"}}))
+    reader.read(_sent({"type": "message_delta", "delta": {}, "usage": {"output_tokens": 1}}))
+    assert reader.read(_sent({"type": "message_stop"})) is None
+
+    assert reader.done
+    assert not reader.finished
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 1 << 20), max_size=40))
 def test_a_stream_means_the_same_however_it_is_cut(cuts: list[int]) -> None:
