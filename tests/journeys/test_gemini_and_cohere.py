@@ -240,6 +240,21 @@ def test_the_responses_api_is_answered_too(client: openai.OpenAI, provider: str)
         assert response.usage.total_tokens == COUNTS.total
 
 
+@pytest.mark.parametrize("provider", _MODELS)
+def test_texts_become_vectors_and_prompts_are_continued(client: openai.OpenAI, provider: str) -> None:
+    # The SDK asks for base64 unasked, and makes numbers of it.
+    unasked = client.embeddings.create(model=f"{provider}-embedding", input=["alpha", "beta"])
+    numbers = client.embeddings.create(model=f"{provider}-embedding", input=["alpha", "beta"], encoding_format="float")
+    whole = client.completions.create(model=f"{provider}-chat", prompt="Is all well?")
+    stream = client.completions.create(model=f"{provider}-chat", prompt="Is all well?", stream=True)
+
+    assert len(unasked.data) == 2
+    for one, other in zip(unasked.data, numbers.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, rel=1e-6)
+    assert whole.choices[0].text == "".join(choice.text for chunk in stream for choice in chunk.choices)
+    assert whole.choices[0].text
+
+
 def test_a_signature_of_gemini_s_comes_back_with_its_call(client: openai.OpenAI, far_end: FormatServer) -> None:
     """The Responses API's clients keep sealed thoughts, so that the model thinks on where it stopped."""
     tools: Any = [{"type": "function", "strict": False, **_TOOLS[0]["function"]}]
