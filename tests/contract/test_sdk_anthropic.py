@@ -1,4 +1,4 @@
-"""The official Anthropic SDKs, Python's and npm's: in front of Anthropic itself, and in front of providers of other formats."""
+"""Official Anthropic SDKs, two generations in Python and npm's: in front of Anthropic, and of providers of other formats."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from tests.support.provider_formats.speaking import COUNTS, PLAIN
 ARGUMENTS = {"city": "Paris", "days": 7}
 CALLS = [["weather", ARGUMENTS], ["forecast", ARGUMENTS]]
 # In front of Anthropic a request passes through; in front of the others it is translated.
-BEHIND = ["anthropic", "gemini"]
+BEHIND = [("sdk3", "anthropic"), ("sdk2", "anthropic"), ("sdk3", "openai"), ("sdk3", "gemini")]
 
 
-@pytest.fixture(scope="session", params=BEHIND)
+@pytest.fixture(scope="session", params=BEHIND, ids=["anthropic", "anthropic-0", "openai", "gemini"])
 def python(run_program: Run, request: pytest.FixtureRequest) -> Told:
-    return run_program("anthropic_calls.py", "sdk3", request.param)
+    environment, provider = request.param
+    return run_program("anthropic_calls.py", environment, provider)
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +29,14 @@ def node(run_program: Run) -> Told:
     return run_program("anthropic_node.cjs", "node", "anthropic")
 
 
-def test_the_generation_that_sends_its_key_as_bearer_is_run(untranslated: Told) -> None:
-    assert str(untranslated["version"]).startswith("2.")
+def test_both_generations_are_run(run_program: Run) -> None:
+    """The newer one sends its key as Bearer and asks for API version 2026-10-21."""
+    generations = [
+        str(run_program("anthropic_calls.py", environment, "anthropic")["version"])[0]
+        for environment in ("sdk3", "sdk2")
+    ]
+
+    assert generations == ["2", "0"]
 
 
 def test_a_plain_answer(python: Told) -> None:
@@ -68,8 +75,8 @@ def test_a_raw_response_shows_our_headers(python: Told) -> None:
     assert raw["headers"]["x-request-id"].startswith("exc_")
 
 
-def test_clients_of_the_older_api_version_are_served(python: Told) -> None:
-    assert python["older_version"] == PLAIN
+def test_clients_of_the_older_api_version_are_served(untranslated: Told) -> None:
+    assert untranslated["older_version"] == PLAIN
 
 
 def test_a_stream_has_every_event_in_its_order(python: Told, node: Told) -> None:

@@ -53,6 +53,10 @@ def test_langchain_calls_tools_and_reports_their_results(langchain: Told) -> Non
     assert langchain["results_of_tools"] == ("The tool said: sun in Paris The tool said: rain in Paris for 7 days")
 
 
+def test_langchain_calls_tools_by_responses(langchain: Told) -> None:
+    assert langchain["responses"] == [["weather", {"city": "Paris"}], ["forecast", ARGUMENTS]]
+
+
 def test_langchain_parses_structure_and_sends_images(langchain: Told) -> None:
     assert langchain["structured"] == ARGUMENTS
     assert langchain["image"] == "I see image image/png of 70 bytes."
@@ -82,6 +86,10 @@ def test_litellm_calls_tools_and_parses_structure(litellm: Told) -> None:
     assert litellm["structured"] == ARGUMENTS
 
 
+def test_litellm_speaks_anthropics_format(litellm: Told) -> None:
+    assert litellm["messages"] == PLAIN
+
+
 @pytest.mark.parametrize(
     ("case", "raised"),
     [
@@ -107,6 +115,10 @@ def test_pydantic_ai_calls_tools_and_parses_structure(pydantic_ai: Told) -> None
     assert pydantic_ai["tools"] == {"called": ["Paris"], "text": "The tool said: sun in Paris"}
     assert pydantic_ai["structured"] == pydantic_ai["structured_by_tool"] == ARGUMENTS
     assert pydantic_ai["image"] == "I see image image/png of 20 bytes."
+
+
+def test_pydantic_ai_speaks_every_format(pydantic_ai: Told) -> None:
+    assert pydantic_ai["responses"] == pydantic_ai["messages"] == PLAIN
 
 
 def test_pydantic_ai_raises_its_own_class_with_our_status(pydantic_ai: Told) -> None:
@@ -143,6 +155,17 @@ def test_the_ai_sdk_calls_tools_and_goes_on_with_their_results(ai_sdk: Told) -> 
 def test_the_ai_sdk_parses_structure_and_sends_images(ai_sdk: Told) -> None:
     assert ai_sdk["structured"] == ARGUMENTS
     assert ai_sdk["image"] == "I see image image/png of 70 bytes."
+
+
+def test_the_ai_sdk_speaks_every_format(ai_sdk: Told) -> None:
+    for case in ("responses", "messages"):
+        answer = ai_sdk[case]
+        assert isinstance(answer, dict)
+        assert answer["text"] == ai_sdk[f"{case}_streamed"] == PLAIN
+        assert answer["usage"]["inputTokens"] == COUNTS.prompt
+        assert ai_sdk[f"{case}_tools"] == "The tool said: sun in Paris"
+    for case in ("messages_translated", "messages_translated_streamed"):
+        assert ai_sdk[case] == "The tool said: sun in Paris"
 
 
 def test_the_ai_sdk_raises_its_own_class_with_our_status(ai_sdk: Told) -> None:

@@ -163,6 +163,11 @@ def test_the_asynchronous_client(python: Told) -> None:
     assert python["asynchronous"] == [PLAIN, PLAIN]
 
 
+def test_responses_in_node(node: Told) -> None:
+    assert node["response"] == {"text": PLAIN, "tokens": COUNTS.total}
+    assert node["response_streamed"] == PLAIN
+
+
 def test_a_client_that_leaves_a_stream_early_is_left_alone(node: Told) -> None:
     assert node["left_early"] == "chat.completion.chunk"
 

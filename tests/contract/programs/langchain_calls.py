@@ -98,6 +98,15 @@ async def asynchronous() -> object:
 
 
 @case
+def responses() -> object:
+    other = ChatOpenAI(
+        model=MODEL, base_url=f"{BASE_URL}/v1", api_key=API_KEY, max_retries=0, use_responses_api=True
+    ).bind_tools([weather, forecast])
+    called = other.invoke("Weather?")
+    return [[call["name"], call["args"]] for call in called.tool_calls]
+
+
+@case
 def wrong_key() -> object:
     other = ChatOpenAI(model=MODEL, base_url=f"{BASE_URL}/v1", api_key=API_KEY[:-4] + "0000", max_retries=0)
     return other.invoke("How are things?").content

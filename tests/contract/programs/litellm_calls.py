@@ -66,6 +66,14 @@ async def asynchronous() -> object:
 
 
 @case
+def messages() -> object:
+    """A model of the played Anthropic, by Anthropic's own format."""
+    options = {"api_base": BASE_URL, "api_key": API_KEY, "num_retries": 0, "max_retries": 0}
+    answer = litellm.completion(model="anthropic/anthropic", messages=USER, max_tokens=200, **options)
+    return answer.choices[0].message.content
+
+
+@case
 def wrong_key() -> object:
     return ask(api_key=API_KEY[:-4] + "0000")
 

@@ -73,6 +73,14 @@ run({
     for await (const model of client.models.list()) names.push(model.id);
     return names;
   },
+  response: async () => {
+    const answer = await client.responses.create({ model: MODEL, input: "How are things?" });
+    return { text: answer.output_text, tokens: answer.usage.total_tokens };
+  },
+  response_streamed: async () => {
+    const stream = client.responses.stream({ model: MODEL, input: "How are things?" });
+    return (await stream.finalResponse()).output_text;
+  },
   left_early: async () => {
     const stream = await ask({ stream: true });
     for await (const chunk of stream) {

@@ -1,12 +1,14 @@
-"""`pydantic-ai-slim`: agents over the product, by OpenAI's chat format."""
+"""`pydantic-ai-slim`: agents over the product, by OpenAI's chat format, and by responses and messages too."""
 
 from __future__ import annotations
 
 from cases import API_KEY, BASE_URL, FAILING, MODEL, case, run
 from pydantic import BaseModel
 from pydantic_ai import Agent, BinaryContent
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.output import NativeOutput
+from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
 
@@ -61,6 +63,19 @@ async def structured() -> object:
 async def image() -> object:
     picture = BinaryContent(data=b"not really a picture", media_type="image/png")
     return (await Agent(model()).run(["What is this?", picture])).output
+
+
+@case
+async def responses() -> object:
+    provider = OpenAIProvider(base_url=f"{BASE_URL}/v1", api_key=API_KEY)
+    return (await Agent(OpenAIResponsesModel(MODEL, provider=provider)).run("How are things?")).output
+
+
+@case
+async def messages() -> object:
+    """A model of the played Anthropic."""
+    provider = AnthropicProvider(base_url=BASE_URL, api_key=API_KEY)
+    return (await Agent(AnthropicModel("anthropic", provider=provider)).run("How are things?")).output
 
 
 @case

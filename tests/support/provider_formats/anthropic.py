@@ -398,7 +398,7 @@ def blocks_of(said: Said) -> list[dict[str, object]]:
     if said.thought:
         blocks.append({"type": "thinking", "thinking": said.thought, "signature": SIGNATURE})
     if said.text:
-        blocks.append({"type": "text", "text": said.text, "citations": None})
+        blocks.append({"type": "text", "text": said.text})
     blocks += [
         {"type": "tool_use", "id": f"toolu_{call.id}", "name": call.name, "input": call.arguments}
         for call in said.calls
@@ -429,7 +429,7 @@ def events_of(view: View, said: Said) -> Iterator[bytes]:
     for at, block in enumerate(blocks_of(said)):
         empty = {
             "thinking": {"type": "thinking", "thinking": "", "signature": ""},
-            "text": {"type": "text", "text": "", "citations": None},
+            "text": {"type": "text", "text": ""},
             "tool_use": {**block, "input": {}},
         }[str(block["type"])]
         yield event("content_block_start", index=at, content_block=empty)
