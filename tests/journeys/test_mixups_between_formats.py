@@ -65,7 +65,7 @@ def repeating() -> Iterator[MarkRepeating]:
 def proxy(repeating: MarkRepeating, short_folder: Path) -> Iterator[RunningProxy]:
     home = short_folder / "between"
     models = write_models_file(home, repeating, ["good", *_BREAKING])
-    with RunningProxy(home, {**UNLIMITED, **IMPATIENT, **models, "CIRCUIT_FAILURES": "0"}) as running:
+    with RunningProxy(home, {**UNLIMITED, **IMPATIENT, **models}) as running:
         yield running
 
 

@@ -32,6 +32,8 @@ IMPATIENT = {
     "MAX_EVENT_SIZE": "65536",
     "MAX_RESPONSE_SIZE": "1048576",
     "GRACEFUL_TIMEOUT_S": "20",
+    # Nobody is left alone for failing: each failure is asked for.
+    "CIRCUIT_FAILURES": "0",
 }
 PATIENCE_S, TOTAL_S = 3.0, 5.0
 # Providers of every format that is spoken to models: the configured name, the kind, what stands behind the origin.
