@@ -420,15 +420,24 @@ def test_a_stream_is_read_step_by_step() -> None:
     assert [one.usage for one in events if one.usage] == [Usage(13, 4, 17)]
 
 
-def test_a_stream_is_whole_at_its_last_event_and_done_at_the_mark() -> None:
+def test_a_stream_is_whole_and_done_at_its_last_event() -> None:
     reader = _FORMAT.stream(translated=True, shows_usage=True)
 
     states = []
-    for data in (_STREAM[4], ended(), b"[DONE]"):
+    for data in (_STREAM[4], ended()):
         reader.read(ServerSentEvent(data))
         states.append((reader.finished, reader.done))
 
-    assert states == [(False, False), (True, False), (True, True)]
+    assert states == [(False, False), (True, True)]
+
+
+def test_an_end_mark_before_the_end_makes_nothing_whole() -> None:
+    reader = _FORMAT.stream(translated=True, shows_usage=True)
+
+    reader.read(ServerSentEvent(_STREAM[4]))
+    reader.read(ServerSentEvent(b"[DONE]"))
+
+    assert not reader.finished
 
 
 def test_log_probabilities_of_a_stream_come_with_their_text() -> None:
