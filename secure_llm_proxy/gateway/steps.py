@@ -47,6 +47,10 @@ _CEILINGS = (
     "n_predict",
     "num_predict",
 )
+# By which some providers, and other proxies, answer with another model than `model`: OpenRouter ("Model fallbacks", "Presets"),
+# LiteLLM ("Client-side fallbacks"), read 2026-11-21.
+_OTHER_MODELS = ("models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "preset")
+_BOUND = frozenset({"model", *_CEILINGS, *_OTHER_MODELS})
 
 
 def admit(house: House, docket: Docket) -> None:
@@ -132,10 +136,26 @@ def read(house: House, docket: Docket, read_request: Callable[[JsonObject], Chat
             "The body holds an API key of this proxy, which is refused from now on. Take it out, and replace the key.",
             code=ErrorCode.API_KEY_IN_BODY,
         )
-    if docket.caller is not None and docket.caller.tokens_max is not None:
-        request = _within_ceiling(request, docket.caller.tokens_max)
+    caller = docket.caller
+    if caller is not None and (caller.models is not None or caller.tokens_max is not None):
+        _refuse_other_spellings(request.payload)
+        if caller.tokens_max is not None:
+            request = _within_ceiling(request, caller.tokens_max)
     docket.request = request
     return request
+
+
+def _refuse_other_spellings(payload: JsonObject) -> None:
+    """What a key is bound to has one name. Servers written in Go (Ollama) read `MODEL` as `model`, and the last one counts
+    (its package encoding/json, 2026-11).
+    """
+    for name in payload:
+        if name not in _BOUND and (meant := name.casefold()) in _BOUND:
+            raise InvalidRequest(
+                f"Write `{meant}` in small letters: some providers take other spellings for the same.",
+                code=ErrorCode.INVALID_VALUE,
+                param=meant,
+            )
 
 
 def _within_ceiling(request: ChatRequest, ceiling: int) -> ChatRequest:
@@ -164,10 +184,18 @@ def plan_route(house: House, docket: Docket, caller: Caller, request: ChatReques
     """Where could it go?"""
     route = house.routing.plan(request, docket.inbound.tags)
     # A key may name the model itself or the alias that was asked for.
-    if caller.models is not None and route.model not in caller.models and request.model not in caller.models:
-        raise PermissionDenied(
-            "This API key may not use the requested model.", code=ErrorCode.MODEL_NOT_ALLOWED, param="model"
-        )
+    if caller.models is not None:
+        if route.model not in caller.models and request.model not in caller.models:
+            raise PermissionDenied(
+                "This API key may not use the requested model.", code=ErrorCode.MODEL_NOT_ALLOWED, param="model"
+            )
+        for name in _OTHER_MODELS:
+            if request.payload.get(name):
+                raise PermissionDenied(
+                    f"This API key may use certain models only, and `{name}` could have another one answer.",
+                    code=ErrorCode.MODEL_NOT_ALLOWED,
+                    param=name,
+                )
     docket.route = route
     return route
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest
+from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest, PermissionDenied
 from secure_llm_proxy.gateway import Reply, chat, list_models
 from secure_llm_proxy.vocabulary.audit import AuditEvent
 from secure_llm_proxy.vocabulary.caller import RateClass
@@ -159,6 +159,40 @@ def test_each_format_gets_the_ceiling_by_its_own_name(wire_format: WireFormat, p
 
     [sent] = small.upstream.payloads
     assert sent == {"messages": MESSAGES, "model": "small", "stream": False, **put_in}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"models": ["large"]}, "models"),
+        ({"fallbacks": [{"model": "large"}]}, "fallbacks"),
+        ({"preset": "@preset/ours"}, "preset"),
+    ],
+)
+def test_a_key_for_some_models_names_no_others_for_the_provider_to_choose(body: dict[str, object], param: str) -> None:
+    small, free = house_of(models=("small",)), house_of()
+
+    reply = ask(small, {"model": "small", **body})
+
+    assert isinstance(reply.outcome, PermissionDenied)
+    assert (reply.outcome.code, reply.outcome.param) == (ErrorCode.MODEL_NOT_ALLOWED, param)
+    assert small.upstream.received == []
+    assert isinstance(ask(free, {"model": "small", **body}).outcome, Completion)
+
+
+@pytest.mark.parametrize("bounds", [{"models": ("small",)}, {"tokens_max": 50}])
+@pytest.mark.parametrize(
+    ("name", "meant"), [("MODEL", "model"), ("Max_Tokens", "max_tokens"), ("max_to\u212aens", "max_tokens")]
+)
+def test_what_a_key_is_bound_to_has_one_spelling(bounds: dict[str, object], name: str, meant: str) -> None:
+    small = house_of(**bounds)
+
+    reply = ask(small, {"model": "small", name: 10**6})
+
+    assert isinstance(reply.outcome, InvalidRequest)
+    assert reply.outcome.param == meant
+    assert small.upstream.received == []
+    assert isinstance(ask(house_of(), {"model": "small", name: 10**6}).outcome, Completion)
 
 
 def test_without_a_ceiling_nothing_is_put_in() -> None:
