@@ -6,6 +6,7 @@ Every text holds a mark of its own (`mk7f-`), so that it can be found again wher
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import re
@@ -229,6 +230,9 @@ def _chat_parts(generator: RequestGenerator) -> Json:
     parts: list[Json] = generator.several(lambda: {"type": "text", "text": generator.text()})
     if generator.maybe(0.3):
         parts.append({"type": "image_url", "image_url": {"url": DATA_URL}})
+    if generator.maybe(0.1):
+        kept = base64.b64encode(generator.text().encode()).decode()
+        parts.append({"type": "file", "file": {"file_data": f"data:text/plain;base64,{kept}", "filename": "a.txt"}})
     return parts
 
 
@@ -356,6 +360,11 @@ def _anthropic(generator: RequestGenerator) -> dict[str, Json]:
         said: list[Json] = [*opening, {"type": "text", "text": generator.text()}]
         if generator.maybe(0.2):
             said.append({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}})
+        if generator.maybe(0.1):
+            # Text whatever it says that it is.
+            claimed = generator.dice.choice(("text/plain", "text/plain", "image/png"))
+            told_of: dict[str, Json] = {"type": "text", "media_type": claimed, "data": generator.text()}
+            said.append({"type": "document", "source": told_of, "title": generator.text()})
         messages.append({"role": "user", "content": said if opening or generator.maybe() else generator.text()})
         answered: list[Json] = [{"type": "text", "text": generator.text()}]
         opening = []

@@ -6,6 +6,7 @@ gets, text for text and channel for channel; and what is not sent was refused, o
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections import Counter
@@ -38,6 +39,8 @@ from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 from secure_llm_proxy.vocabulary.text_fields import Channel, Direction, TextField, table_of, texts_of
 from secure_llm_proxy.web.anthropic.wire import read_messages, read_prompt_to_count
 from secure_llm_proxy.web.chat.wire import read_prompt
+from secure_llm_proxy.web.openai.completions_request import read_completion_request
+from secure_llm_proxy.web.openai.embeddings_door import read_embeddings_request
 from secure_llm_proxy.web.openai.responses_request import read_response_request
 from secure_llm_proxy.web.openai.wire import read_chat_completion
 from tests.support.generated_requests import Generated, RequestGenerator
@@ -56,6 +59,8 @@ READERS: dict[str, Callable[[JsonObject], ChatRequest]] = {
     "openai_chat": lambda body: read_chat_completion(body, messages_max=_LIMITS.messages_max),
     "anthropic_messages": lambda body: read_messages(body, messages_max=_LIMITS.messages_max),
     "anthropic_count_tokens": lambda body: read_prompt_to_count(body, messages_max=_LIMITS.messages_max),
+    "openai_completions": lambda body: read_completion_request(body, prompts_max=_LIMITS.messages_max),
+    "openai_embeddings": read_embeddings_request,
     "openai_responses": lambda body: read_response_request(body, items_max=_LIMITS.messages_max),
 }
 
@@ -186,7 +191,7 @@ def wrong_with(wire_format: str, payload: dict[str, Json], sent: UpstreamRequest
             wrong.append("the corridor sees other texts than the provider")
         return wrong
     before, after = _marks(seen), _marks(got)
-    hidden = set(MARK.findall(sent.body.decode())) - set(before)
+    hidden = (set(MARK.findall(sent.body.decode())) | set(after)) - set(before)
     if hidden:
         wrong.append(f"the provider gets texts that the corridor has not seen: {sorted(hidden)}")
     for mark, field_ in after.items():
@@ -231,16 +236,25 @@ def _without_model(texts: list[TextField]) -> list[TextField]:
 
 
 def _marks(texts: list[TextField]) -> dict[str, TextField]:
-    return {mark: item for item in texts for mark in MARK.findall(item.text)}
+    return {mark: item for item in texts for mark in MARK.findall(_opened(item.text))}
+
+
+def _opened(text: str) -> str:
+    """A text file in base64 is opened by whoever inspects it."""
+    head, found, data = text.partition(";base64,")
+    try:
+        return base64.b64decode(data if found and head.startswith("data:text/") else text, validate=True).decode()
+    except ValueError:
+        return text
 
 
 def _alike(before: Channel, after: Channel) -> bool:
     return before == after or (before, after) in _ALIKE
 
 
-# What a model says beside its calls of tools is to Cohere the plan for them. Whatever else changes its channel on the way is a
-# mistake in a table or a translator.
-_ALIKE = frozenset({(Channel.ASSISTANT, Channel.REASONING)})
+# What a model says beside its calls of tools is to Cohere the plan for them; who knows no documents is told of them by the user.
+# Whatever else changes its channel on the way is a mistake in a table or a translator.
+_ALIKE = frozenset({(Channel.ASSISTANT, Channel.REASONING), (Channel.FILE, Channel.USER)})
 
 
 def _told(item: TextField, dropped: tuple[str, ...]) -> bool:
