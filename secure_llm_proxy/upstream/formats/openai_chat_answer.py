@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
+from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import FailureKind, UpstreamFailed
 from secure_llm_proxy.upstream.formats.face import REPORTED_ERROR, unreadable
 from secure_llm_proxy.vocabulary.conversation import (
@@ -47,11 +48,19 @@ _PLAIN_DELTA: Final = frozenset({"content", "role"})
 def answer_of(payload: JsonObject) -> Answer:
     """The answer with every choice. Raises `UpstreamFailed` for what is none."""
     id_, created = payload.get("id"), payload.get("created")
+    choices = _objects(payload.get("choices"), "choices")
+    if not choices:
+        raise unreadable("the answer has no choice")
     return Answer(
-        tuple(_choice(choice) for choice in _objects(payload.get("choices"), "choices")),
+        tuple(_choice(choice) for choice in sorted(choices, key=_index)),
         id_ if isinstance(id_, str) and id_ else None,
         created if type(created) is int else None,
     )
+
+
+def _index(choice: JsonObject) -> int:
+    index = choice.get("index")
+    return index if type(index) is int and index >= 0 else 0
 
 
 def _choice(choice: JsonObject) -> Choice:
@@ -74,6 +83,7 @@ def _choice(choice: JsonObject) -> Choice:
             call = parts[-1]
             assert isinstance(call, ToolCall)
             parts[-1] = ToolCall(call.id, call.name, call.arguments + delta.text)
+    calls.require_names(0)
     finish, stop_sequence = _finish(choice)
     return Choice(tuple(parts), finish, stop_sequence, choice.get("logprobs"))
 
@@ -85,8 +95,7 @@ def deltas_of(payload: JsonObject, calls: CallsOfAStream) -> tuple[Delta, ...]:
         return ()
     found: list[Delta] = []
     for choice in _objects(choices, "choices"):
-        index = choice.get("index")
-        at = index if type(index) is int and index >= 0 else 0
+        at = _index(choice)
         delta = choice.get("delta")
         if isinstance(delta, dict):
             _add(delta, at, calls, found)
@@ -94,6 +103,7 @@ def deltas_of(payload: JsonObject, calls: CallsOfAStream) -> tuple[Delta, ...]:
         if logprobs is not None:
             found.append(Delta(DeltaKind.LOGPROBS, at, value=logprobs))
         if choice.get("finish_reason") is not None:
+            calls.require_names(at)
             finish, stop_sequence = _finish(choice)
             found.append(Delta(DeltaKind.FINISH, at, text=stop_sequence or "", finish=finish))
     return tuple(found)
@@ -131,12 +141,13 @@ class CallsOfAStream:
     understood; a piece without a place continues the last call.
     """
 
-    __slots__ = ("_counts", "_last", "_places")
+    __slots__ = ("_counts", "_last", "_places", "_unnamed")
 
     def __init__(self) -> None:
         self._places: dict[tuple[int, int], _Call] = {}
         self._counts: dict[int, int] = {}
         self._last: dict[int, _Call] = {}
+        self._unnamed: dict[int, list[_Call]] = {}
 
     def read(self, told: JsonObject, choice: int) -> list[Delta]:
         """The deltas of a message's or delta's `tool_calls`, or of its `function_call`, their older name."""
@@ -150,6 +161,11 @@ class CallsOfAStream:
             self._take({"index": 0}, legacy, choice, found)
         return found
 
+    def require_names(self, choice: int) -> None:
+        """Raises `UpstreamFailed` when the choice ends with a call that says of no function that it is called."""
+        if self._unnamed and any(call.number is None for call in self._unnamed.get(choice, ())):
+            raise unreadable("a tool call without a name")
+
     def _take(self, piece: JsonObject, function: JsonValue, choice: int, found: list[Delta]) -> None:
         if not isinstance(function, dict):
             raise unreadable("a tool call without a function")
@@ -157,13 +173,14 @@ class CallsOfAStream:
         told_id = id_ if isinstance(id_, str) and id_ else None
         is_named = isinstance(name, str) and bool(name)
         call = self._call(piece.get("index"), told_id, choice, named=is_named)
-        text = arguments if isinstance(arguments, str) else ""
+        text = _arguments(arguments)
         if call.number is not None:
             if text:
                 found.append(Delta(DeltaKind.TOOL_ARGUMENTS, choice, call.number, text))
             return
         call.waiting += text
         if not isinstance(name, str) or not name:
+            self._unnamed.setdefault(choice, []).append(call)
             return
         call.number = self._counts.get(choice, 0)
         self._counts[choice] = call.number + 1
@@ -188,6 +205,17 @@ class CallsOfAStream:
             call.id = id_
         self._last[choice] = call
         return call
+
+
+def _arguments(told: JsonValue) -> str:
+    """Arguments as text; some servers send the object itself."""
+    if isinstance(told, str):
+        return told
+    if told is None:
+        return ""
+    if not isinstance(told, dict):
+        raise unreadable("the arguments of a tool call are neither text nor an object")
+    return strict_json.dumps(told).decode()
 
 
 def _thought(told: JsonObject) -> str:

@@ -169,6 +169,42 @@ def test_what_can_t_be_read_is_the_provider_s_failure(choice: JsonObject) -> Non
         read(choice)
 
 
+def test_an_answer_without_a_choice_is_none() -> None:
+    with pytest.raises(UpstreamFailed):
+        read()
+
+
+def test_choices_stand_in_their_order_whatever_the_server_s() -> None:
+    two = read({"index": 1, "message": {"content": "second"}}, {"index": 0, "message": {"content": "first"}})
+
+    assert [choice.parts for choice in two.choices] == [(Text("first"),), (Text("second"),)]
+
+
+def test_arguments_that_come_as_an_object_are_not_lost() -> None:
+    call: JsonObject = {"id": "a", "function": {"name": "f", "arguments": {"city": "Köln"}}}
+
+    [choice] = read({"message": {"content": None, "tool_calls": [call]}}).choices
+    [event] = events_of(chunk({"tool_calls": [{"index": 0, **call}]}))
+
+    assert choice.parts == (ToolCall("a", "f", '{"city":"Köln"}'),)
+    assert event.deltas[-1] == Delta(DeltaKind.TOOL_ARGUMENTS, text='{"city":"Köln"}')
+
+
+@pytest.mark.parametrize("arguments", [["x"], 7, True])
+def test_arguments_of_another_shape_are_the_provider_s_failure(arguments: JsonValue) -> None:
+    with pytest.raises(UpstreamFailed):
+        read({"message": {"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": arguments}}]}})
+
+
+def test_a_call_that_never_says_of_what_is_the_provider_s_failure() -> None:
+    nameless: JsonObject = {"id": "a", "function": {"arguments": "{}"}}
+
+    with pytest.raises(UpstreamFailed):
+        read({"message": {"tool_calls": [nameless]}})
+    with pytest.raises(UpstreamFailed):
+        events_of(chunk({"tool_calls": [{"index": 0, **nameless}]}), chunk({}, "tool_calls"))
+
+
 def test_a_stream_begins_says_and_ends() -> None:
     events = events_of(
         chunk({"role": "assistant", "content": ""}),
