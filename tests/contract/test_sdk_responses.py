@@ -1,4 +1,4 @@
-"""The Responses API, as the official `openai` package asks for it, in front of OpenAI and of providers that have none."""
+"""Responses, completions and embeddings, as the official `openai` package asks for them; responses in front of other formats too."""
 
 from __future__ import annotations
 
@@ -13,9 +13,37 @@ ARGUMENTS = {"city": "Paris", "days": 7}
 CALLS = [["weather", ARGUMENTS], ["forecast", ARGUMENTS]]
 
 
+@pytest.fixture(scope="session", params=["sdk3", "sdk2"])
+def python(run_program: Run, request: pytest.FixtureRequest) -> Told:
+    """In front of OpenAI: what it asks for passes through."""
+    return run_program("openai_further_calls.py", request.param, "openai")
+
+
 @pytest.fixture(scope="session", params=["openai", "anthropic", "gemini"])
 def behind(run_program: Run, request: pytest.FixtureRequest) -> Told:
     return run_program("openai_further_calls.py", "sdk3", request.param)
+
+
+def test_completions(python: Told) -> None:
+    whole = python["completion"]
+
+    assert isinstance(whole, dict)
+    assert (whole["text"], whole["object"]) == (PLAIN, "text_completion")
+    assert whole["usage"]["total_tokens"] == COUNTS.total
+    assert python["completion_stream"] == PLAIN
+    python.case("completion_of_unknown_model").raised("NotFoundError")
+
+
+def test_embeddings(python: Told) -> None:
+    made, floats = python["embeddings"], python["embeddings_as_floats"]
+
+    assert isinstance(made, dict)
+    assert isinstance(floats, list)
+    assert [len(vector) for vector in made["vectors"]] == [8, 8]
+    assert made["usage"]["prompt_tokens"] == COUNTS.prompt
+    assert len(floats) == 4
+    assert made["vectors"][0][:4] == floats
+    python.case("embeddings_rate_limited").raised("RateLimitError")
 
 
 def test_a_response(behind: Told) -> None:
