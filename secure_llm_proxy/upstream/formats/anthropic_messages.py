@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import FailureKind, InvalidRequest, UpstreamFailed, UpstreamTimeout
 from secure_llm_proxy.upstream.formats.anthropic_request import write_conversation
+from secure_llm_proxy.upstream.formats.counts import count_of
 from secure_llm_proxy.upstream.formats.face import (
     REPORTED_ERROR,
     ReportedError,
@@ -400,13 +401,13 @@ def _usage(value: JsonValue, before: Usage | None) -> Usage | None:
     if not isinstance(value, dict):
         return before
     fresh, cached, written = (
-        _count(value, "input_tokens"),
-        _count(value, "cache_read_input_tokens"),
-        _count(value, "cache_creation_input_tokens"),
+        count_of(value, "input_tokens"),
+        count_of(value, "cache_read_input_tokens"),
+        count_of(value, "cache_creation_input_tokens"),
     )
-    said = _count(value, "output_tokens")
+    said = count_of(value, "output_tokens")
     details = value.get("output_tokens_details")
-    thought = _count(details, "thinking_tokens") if isinstance(details, dict) else None
+    thought = count_of(details, "thinking_tokens") if isinstance(details, dict) else None
     if before is not None:
         cached = before.cached_tokens if cached is None else cached
         written = before.cache_write_tokens if written is None else written
@@ -417,12 +418,6 @@ def _usage(value: JsonValue, before: Usage | None) -> Usage | None:
         prompt = fresh + (cached or 0) + (written or 0)
     total = None if prompt is None or said is None else prompt + said
     return Usage(prompt, said, total, cached, written, thought)
-
-
-def _count(usage: JsonObject, name: str) -> int | None:
-    # By the exact type: True is an int to Python.
-    value = usage.get(name)
-    return value if type(value) is int and value >= 0 else None
 
 
 def _word(told: JsonObject, name: str) -> str:

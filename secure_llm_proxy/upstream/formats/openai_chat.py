@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import FailureKind, InvalidRequest, UpstreamFailed
+from secure_llm_proxy.upstream.formats.counts import count_of, detail_of
 from secure_llm_proxy.upstream.formats.face import (
     REPORTED_ERROR,
     ReportedError,
@@ -314,27 +315,14 @@ def usage_of(payload: JsonObject) -> Usage | None:
     if not isinstance(value, dict):
         return None
     return Usage(
-        _count(value, "prompt_tokens"),
-        _count(value, "completion_tokens"),
-        _count(value, "total_tokens"),
-        _detail(value, "prompt_tokens_details", "cached_tokens"),
+        count_of(value, "prompt_tokens"),
+        count_of(value, "completion_tokens"),
+        count_of(value, "total_tokens"),
+        detail_of(value, "prompt_tokens_details", "cached_tokens"),
         # OpenRouter's name; OpenAI's own cache costs nothing to write.
-        _detail(value, "prompt_tokens_details", "cache_write_tokens"),
-        _detail(value, "completion_tokens_details", "reasoning_tokens"),
+        detail_of(value, "prompt_tokens_details", "cache_write_tokens"),
+        detail_of(value, "completion_tokens_details", "reasoning_tokens"),
     )
-
-
-def _count(usage: JsonObject, name: str) -> int | None:
-    # by the exact type: True is an int to Python, and no number of tokens to anybody
-    value = usage.get(name)
-    return value if type(value) is int and value >= 0 else None
-
-
-def _detail(usage: JsonObject, group: str, name: str) -> int | None:
-    if group not in usage:
-        return None
-    details = usage[group]
-    return _count(details, name) if isinstance(details, dict) else None
 
 
 def error_name(payload: JsonObject) -> str:

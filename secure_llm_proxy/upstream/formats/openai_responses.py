@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import FailureKind, InvalidRequest, UpstreamFailed
+from secure_llm_proxy.upstream.formats.counts import count_of, detail_of
 from secure_llm_proxy.upstream.formats.face import (
     REPORTED_ERROR,
     ReportedError,
@@ -298,24 +299,13 @@ def _usage(payload: JsonObject) -> Usage | None:
     if not isinstance(value, dict):
         return None
     return Usage(
-        _count(value, "input_tokens"),
-        _count(value, "output_tokens"),
-        _count(value, "total_tokens"),
-        _detail(value, "input_tokens_details", "cached_tokens"),
-        _detail(value, "input_tokens_details", "cache_write_tokens"),
-        _detail(value, "output_tokens_details", "reasoning_tokens"),
+        count_of(value, "input_tokens"),
+        count_of(value, "output_tokens"),
+        count_of(value, "total_tokens"),
+        detail_of(value, "input_tokens_details", "cached_tokens"),
+        detail_of(value, "input_tokens_details", "cache_write_tokens"),
+        detail_of(value, "output_tokens_details", "reasoning_tokens"),
     )
-
-
-def _count(usage: JsonObject, name: str) -> int | None:
-    # by the exact type: True is an int to Python, and no number of tokens to anybody
-    value = usage.get(name)
-    return value if type(value) is int and value >= 0 else None
-
-
-def _detail(usage: JsonObject, group: str, name: str) -> int | None:
-    details = usage.get(group)
-    return _count(details, name) if isinstance(details, dict) else None
 
 
 def _reported(payload: JsonObject) -> UpstreamFailed:
