@@ -182,7 +182,14 @@ def _within_ceiling(request: ChatRequest, ceiling: int) -> ChatRequest:
 
 def plan_route(house: House, docket: Docket, caller: Caller, request: ChatRequest) -> Route:
     """Where could it go?"""
-    route = house.routing.plan(request, docket.inbound.tags)
+    tags = docket.inbound.tags
+    if tags is None:
+        raise InvalidRequest(
+            "X-SLP-Require must look like `region=eu, data=restricted`, with at most 16 tags.",
+            code=ErrorCode.INVALID_VALUE,
+            param="X-SLP-Require",
+        )
+    route = house.routing.plan(request, tags)
     # A key may name the model itself or the alias that was asked for.
     if caller.models is not None:
         if route.model not in caller.models and request.model not in caller.models:

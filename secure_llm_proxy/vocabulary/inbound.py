@@ -27,7 +27,8 @@ class Inbound:
     `read_body` returns the body or raises (too large, too slow, compressed); it is called once, after throttling.
     `person` is who the application says is asking (`X-User-ID`), if it says so. `hang_up` ends the client's connection;
     only before the exchange is closed, since the next one may come over the same. `passed_headers` are those of the client's
-    that may go on to a provider of the right kind; `tags` what it asks of the provider (`X-SLP-Require`).
+    that may go on to a provider of the right kind; `tags` what it asks of the provider (`X-SLP-Require`), None where that can't
+    be understood.
     """
 
     exchange_id: ExchangeId
@@ -44,5 +45,5 @@ class Inbound:
     correlation_id: str | None = None
     keys_in_url: tuple[str, ...] = field(default=(), repr=False)
     passed_headers: Headers = ()
-    tags: Tags = ()
+    tags: Tags | None = ()
     hang_up: Callable[[], None] = _nobody_is_there

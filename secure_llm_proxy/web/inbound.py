@@ -80,17 +80,13 @@ def _passed(environ: WSGIEnvironment, door: str) -> Headers:
     return passed
 
 
-def _tags_of(header: str) -> Tags:
-    """`region=eu, data=restricted`. Raises `InvalidRequest`: a wish for where data may go is never overlooked."""
+def _tags_of(header: str) -> Tags | None:
+    """`region=eu, data=restricted`; None for anything else: a wish for where data may go is never overlooked."""
     tags: list[tuple[str, str]] = []
     for wish in header.split(","):
         name, _, value = (part.strip() for part in wish.partition("="))
         if not (_TAG.fullmatch(name) and _TAG.fullmatch(value)) or len(tags) >= _TAGS_MAX:
-            raise InvalidRequest(
-                "X-SLP-Require must look like `region=eu, data=restricted`, with at most 16 tags.",
-                code=ErrorCode.INVALID_VALUE,
-                param="X-SLP-Require",
-            )
+            return None
         tags.append((name, value))
     return tuple(tags)
 

@@ -210,3 +210,18 @@ def test_an_estimated_count_says_so(small: SmallHouse) -> None:
     assert estimated.headers["X-SLP-Token-Count"] == "estimate"
     assert "X-SLP-Token-Count" not in counted.headers
     assert len(_starts(small)) == 2
+
+
+def test_a_wish_for_a_place_that_can_t_be_understood_is_refused_on_record_and_only_to_whom_the_door_is_open(
+    small: SmallHouse,
+) -> None:
+    wish = {"X-SLP-Require": "region: eu"}
+
+    stranger = _post(small, headers=wish)
+    known = _post(small, headers={**_KEYED, **wish})
+
+    assert (stranger.status_code, known.status_code) == (401, 400)
+    assert _error_of(known)["param"] == "X-SLP-Require"
+    codes = [event.clear["code"] for event in small.journal.of(AuditType.REFUSED)]
+    assert codes == [ErrorCode.MISSING_API_KEY, ErrorCode.INVALID_VALUE]
+    assert small.upstream.received == []
