@@ -162,7 +162,8 @@ def _is_foreign_thinking(block: JsonValue) -> bool:
 class AnthropicStream:
     """The events of one stream. `message_stop` is held back: the door says it once the exchange is on record.
 
-    The usage comes in two events. Passed through, each tells what is known; translated, only the last one does, with all.
+    The usage comes in two events: the prompt's tokens in the first, all of it in the last. The few tokens of an answer that the
+    first one tells are no count of what a client gets who leaves before the last.
     """
 
     __slots__ = ("_blocks", "_calls", "_translated", "_usage", "done", "finished")
@@ -235,13 +236,14 @@ class AnthropicStream:
         message = payload.get("message")
         if not isinstance(message, dict):
             raise unreadable("the stream starts without a message")
-        self._usage = _usage(message.get("usage"), None)
+        told = _usage(message.get("usage"), None)
+        self._usage = usage = told and told._replace(completion_tokens=None, total_tokens=None, reasoning_tokens=None)
         named = message.get("id")
         only_text = says_only(payload, _TABLE, "")
         if not self._translated:
-            return StreamEvent(data, payload, "", self._usage, only_text, b"message_start")
+            return StreamEvent(data, payload, "", usage, only_text, b"message_start")
         start = Delta(DeltaKind.START, id=named if type(named) is str else None)
-        return StreamEvent(data, payload, "", None, only_text, b"message_start", (start,))
+        return StreamEvent(data, payload, "", usage, only_text, b"message_start", (start,))
 
     def _block_start(self, data: bytes, payload: JsonObject) -> StreamEvent:
         block = payload.get("content_block")

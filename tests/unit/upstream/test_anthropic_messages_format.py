@@ -337,7 +337,7 @@ def test_a_stream_says_what_the_plain_answer_says() -> None:
         (part.id, part.name, json.loads(part.arguments)) for part in parts if isinstance(part, ToolCall)
     ]
     assert len(calls) == 2
-    assert [event.usage for event in events if event.usage is not None] == [plain.usage]
+    assert [event.usage for event in events if event.usage is not None][-1] == plain.usage
     assert events[0].deltas == (Delta(DeltaKind.START, id="msg_played"),)
     assert events[-1].deltas == (Delta(DeltaKind.FINISH, finish=Finish.TOOL_CALLS),)
 
@@ -345,7 +345,7 @@ def test_a_stream_says_what_the_plain_answer_says() -> None:
 def test_a_stream_that_passes_tells_its_usage_as_soon_as_it_is_known() -> None:
     usages = [event.usage for event in _events(_played_stream(), translated=False) if event.usage is not None]
 
-    assert [(usage.prompt_tokens, usage.completion_tokens) for usage in usages] == [(24, 1), (24, 9)]
+    assert [(usage.prompt_tokens, usage.completion_tokens) for usage in usages] == [(24, None), (24, 9)]
     assert usages[1] == Usage(24, 9, 33, 8, 3, 4)
 
 
@@ -601,3 +601,14 @@ def test_only_conversations_are_answered() -> None:
         _FORMAT.write(EmbeddingRequest(("x",)), "claude", _KIND, ask_usage=True)
     with pytest.raises(ProxyError):
         AnthropicCountTokens().write(Conversation(()), "claude", _KIND, ask_usage=True)
+
+
+@pytest.mark.parametrize("translated", [True, False])
+def test_the_first_event_counts_the_prompt_and_not_the_answer_that_is_to_come(*, translated: bool) -> None:
+    reader = _FORMAT.stream(translated=translated, shows_usage=True)
+    usage = {"input_tokens": 20, "cache_read_input_tokens": 4, "output_tokens": 1}
+
+    begun = reader.read_object(json.dumps({"type": "message_start", "message": {"id": "m", "usage": usage}}).encode())
+
+    assert begun is not None
+    assert begun.usage == Usage(24, None, None, 4)
