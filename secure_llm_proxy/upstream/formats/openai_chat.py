@@ -160,25 +160,13 @@ class OpenAiChatStream:
         if type(choices) is list and (
             finished or len(choices) != 1 or choices[0].get("index") != self._latest or not self._open  # type: ignore[union-attr]  # read
         ):
-            self._note(choices)
+            self._latest = choices[-1].get("index") if choices else None  # type: ignore[union-attr]  # read
+            self.finished = all_ended(choices, self._open, self._ended)
         if self._calls is not None:
             return self._translated(event, self._calls, finished=finished)
         if event.usage is not None and not self._shows_usage:
             return without_usage(event)
         return event
-
-    def _note(self, choices: list[JsonValue]) -> None:
-        """Which choices have begun, and which have ended."""
-        for choice in choices:
-            assert isinstance(choice, dict)
-            self._latest = index = choice.get("index")
-            at = index if type(index) is int else 0
-            if choice.get("finish_reason") is not None:
-                self._ended.add(at)
-                self._open.discard(at)
-            elif at not in self._ended:
-                self._open.add(at)
-        self.finished = bool(self._ended) and not self._open
 
     def _translated(self, event: StreamEvent, calls: CallsOfAStream, *, finished: bool) -> StreamEvent | None:
         """The event with what it adds in neutral form. None for one that adds nothing and tells no usage."""
@@ -199,6 +187,20 @@ class OpenAiChatStream:
         if not deltas and event.usage is None:
             return None
         return event._replace(deltas=deltas)
+
+
+def all_ended(choices: list[JsonValue], running: set[int], ended: set[int]) -> bool:
+    """Note which choices an event begins and ends. True when some have ended and none runs."""
+    for choice in choices:
+        assert isinstance(choice, dict)
+        index = choice.get("index")
+        at = index if type(index) is int else 0
+        if choice.get("finish_reason") is not None:
+            ended.add(at)
+            running.discard(at)
+        elif at not in ended:
+            running.add(at)
+    return bool(ended) and not running
 
 
 def without_usage(event: StreamEvent) -> StreamEvent:

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING
 from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import FailureKind, InvalidRequest, UpstreamFailed
 from secure_llm_proxy.upstream.formats.face import REPORTED_ERROR, read_object, unreadable, unsupported
-from secure_llm_proxy.upstream.formats.openai_chat import DONE, OpenAiChat, error_name, usage_of, without_usage
+from secure_llm_proxy.upstream.formats.openai_chat import (
+    DONE,
+    OpenAiChat,
+    all_ended,
+    error_name,
+    usage_of,
+    without_usage,
+)
 from secure_llm_proxy.vocabulary.chat import Completion, StreamEvent, Usage
+from secure_llm_proxy.vocabulary.text_fields import Direction, says_only, table_of
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from secure_llm_proxy.vocabulary.providers import ProviderKind
 
 _CHAT = OpenAiChat()
+_TABLE = table_of(WireFormat.OPENAI_COMPLETIONS, Direction.EVENT)
 
 
 class OpenAiCompletions:
@@ -56,12 +65,14 @@ class OpenAiCompletions:
 
 
 class OpenAiCompletionsStream:
-    """The events of one stream."""
+    """The events of one stream. It is whole when every choice that has begun has ended, or at its end mark."""
 
-    __slots__ = ("_shows_usage", "done", "finished")
+    __slots__ = ("_ended", "_open", "_shows_usage", "done", "finished")
 
     def __init__(self, *, shows_usage: bool) -> None:
         self._shows_usage = shows_usage
+        self._open: set[int] = set()
+        self._ended: set[int] = set()
         self.finished = False
         self.done = False
 
@@ -85,12 +96,10 @@ class OpenAiCompletionsStream:
         choices = payload.get("choices")
         text = "".join(_texts_of(payload)) if choices is not None else ""
         only_text = True
-        for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, dict):
-                if choice.get("finish_reason") is not None:
-                    self.finished = True
-                if choice.get("logprobs") is not None:
-                    only_text = False
+        if isinstance(choices, list):
+            self.finished = all_ended(choices, self._open, self._ended)
+            only_text = all(isinstance(choice, dict) and choice.get("logprobs") is None for choice in choices)
+        only_text = only_text and says_only(payload, _TABLE, text)
         # data lines were joined by LF, which would end the line when the event is written again
         written = strict_json.dumps(payload) if b"\n" in data else data
         event = StreamEvent(written, payload, text, usage_of(payload), only_text)

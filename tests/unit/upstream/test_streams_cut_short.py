@@ -24,6 +24,10 @@ def _chunk(index: int, text: str, reason: str | None = None) -> bytes:
     return _event({"choices": [{"index": index, "delta": {"content": text}, "finish_reason": reason}]})
 
 
+def _continuation(index: int, text: str, reason: str | None = None) -> bytes:
+    return _event({"choices": [{"index": index, "text": text, "finish_reason": reason}]})
+
+
 def _candidate(index: int, text: str, reason: str | None = None) -> bytes:
     ended = {} if reason is None else {"finishReason": reason}
     return _event({"candidates": [{"index": index, "content": {"parts": [{"text": text}]}, **ended}]})
@@ -48,6 +52,10 @@ _CUT = {
     "chat: the one that stands first in no event": (
         WireFormat.OPENAI_CHAT,
         [_chunk(1, "One"), _chunk(0, "Half"), _chunk(1, "", "stop")],
+    ),
+    "completions: one of two prompts": (
+        WireFormat.OPENAI_COMPLETIONS,
+        [_continuation(0, "One"), _continuation(1, "Half"), _continuation(0, "", "stop")],
     ),
     "gemini: one of two candidates": (
         WireFormat.GEMINI_GENERATE,
@@ -78,6 +86,7 @@ def test_a_stream_that_is_cut_short_has_broken_off(name: str, *, translated: boo
     [
         (WireFormat.OPENAI_CHAT, [_chunk(0, "One"), _chunk(1, "Two", "stop"), _chunk(0, "", "length")]),
         (WireFormat.OPENAI_CHAT, [_chunk(1, "One"), _chunk(0, "Two"), _MARK]),
+        (WireFormat.OPENAI_COMPLETIONS, [_continuation(1, "One", "stop"), _continuation(0, "Two", "length")]),
         (WireFormat.GEMINI_GENERATE, [_candidate(1, "One", "STOP"), _candidate(0, "Two", "MAX_TOKENS")]),
         (WireFormat.GEMINI_GENERATE, [_candidate(0, "One", "STOP"), _event({"usageMetadata": {}})]),
     ],
@@ -88,3 +97,16 @@ def test_a_stream_whose_every_choice_ended_is_whole(
     recorded = Recorded("whole", wire_format, b"".join(pieces))
 
     assert iterated(stream_of(recorded, pieces, translated=translated))
+
+
+def test_what_a_continuation_says_in_other_places_than_its_text_is_no_text_alone() -> None:
+    pieces = [
+        _continuation(0, "Said."),
+        _event({"choices": [{"index": 0, "text": "", "reasoning": "Thought in words."}]}),
+        _continuation(0, "", "stop"),
+    ]
+    recorded = Recorded("thoughts", WireFormat.OPENAI_COMPLETIONS, b"".join(pieces))
+
+    events = iterated(stream_of(recorded, pieces, translated=False))
+
+    assert [event.only_text for event in events] == [True, False, True]
