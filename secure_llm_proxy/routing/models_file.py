@@ -41,6 +41,7 @@ _TAG = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FORMAT_PATH = re.compile(r"/[!-~]*")
 _REFERENCE = re.compile(r"(env|file|credential):(.+)")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_USUAL_NAME = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 _CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _AZURE_KINDS = frozenset({"azure", "azure_deployments"})
 _API_VERSION = re.compile(r"v1|preview|\d{4}-\d{2}-\d{2}(-preview)?")
@@ -292,8 +293,13 @@ class _Reading:
             self._say(where, "must name a variable, e.g. env:OPENAI_API_KEY")
         elif name in _own_names():
             self._say(where, f"{name} is a setting of this product and no provider's key")
-        else:
+        elif _USUAL_NAME.fullmatch(name):
             self._say(where, f"{name} is not set in the environment")
+        else:
+            # It may be the key itself.
+            self._say(
+                where, "what it names is not set in the environment; write the name of a variable, never the key itself"
+            )
         return ()
 
     def _from_file(self, where: YamlPath, path: Path) -> tuple[SecretStr, ...]:

@@ -283,7 +283,8 @@ def test_a_key_that_stands_twice_is_refused_with_its_place(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "place", ["sk-canary-5c1e", "[sk-canary-5c1e]", "{sk-canary-5c1e: x}", "'env:'", "env:canary 5c1e"]
+    "place",
+    ["sk-canary-5c1e", "[sk-canary-5c1e]", "{sk-canary-5c1e: x}", "'env:'", "env:canary 5c1e", "env:AIzacanary5c1e"],
 )
 def test_a_key_in_clear_is_refused_and_never_repeated(place: str, tmp_path: Path) -> None:
     told = mistakes_in(tmp_path, f"providers:\n  groq: {{api_keys: {place}}}\n")
