@@ -51,8 +51,9 @@ class Shape:
     numbers: bool = False
 
 
-# What no model reads as text: of a data URL, or of anything that tells its type. Text in base64 is text.
-_MEDIA_TYPE = r"(?:image(?!/svg)|audio|video|application/(?:pdf|octet-stream))[A-Za-z0-9/.+;=_-]{0,96}"
+# What no model reads as text: of a data URL, or of anything that tells its type. Text in base64 is text, and bytes of a type that
+# says nothing (application/octet-stream) may be: providers go by the file's name then.
+_MEDIA_TYPE = r"(?:image/(?!svg)|audio/|video/|application/pdf)[A-Za-z0-9/.+;=_-]{0,96}"
 _TYPED = re.compile(_MEDIA_TYPE, re.IGNORECASE)
 _DATA_URL = re.compile(f"data:{_MEDIA_TYPE};base64,", re.IGNORECASE)
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/_-=\r\n"

@@ -167,6 +167,8 @@ def test_a_data_url_is_media_only_where_no_model_reads_it(told: str, is_text: bo
         ("anthropic_messages", {"type": "document", "source": {"type": "base64", "data": PNG}}, True),
         ("openai_chat", {"type": "file", "file": {"file_data": "JVBERi0xLjcK"}}, False),
         ("openai_chat", {"type": "file", "file": {"file_data": PNG, "filename": ""}}, True),
+        ("openai_chat", {"type": "file", "file": {"file_data": f"data:application/octet-stream;base64,{PNG}"}}, True),
+        ("openai_chat", {"type": "file", "file": {"file_data": f"data:imagery/text;base64,{PNG}"}}, True),
         ("openai_responses", {"type": "input_file", "file_data": PNG}, True),
         ("openai_responses", {"type": "input_file", "file_data": DATA_URL}, False),
     ],
