@@ -121,11 +121,11 @@ class Providers:
         """See `Provider.complete`."""
         if request.answered is not None:
             return _own_answer(request, request.answered)
-        return self._of(request.target).complete(request, cancellation)
+        return self._speaking(request).complete(request, cancellation)
 
     def stream(self, request: UpstreamRequest, cancellation: Cancellation) -> CompletionStream:
         """See `Provider.stream`."""
-        return self._of(request.target).stream(request, cancellation)
+        return self._speaking(request).stream(request, cancellation)
 
     def list_models(self, name: str, cancellation: Cancellation) -> tuple[str, ...]:
         """The models of the provider `name`. Raises `UpstreamFailed`, or `Unavailable` when it is not configured."""
@@ -146,6 +146,13 @@ class Providers:
         for provider in self._providers.values():
             provider.close()
 
+    def _speaking(self, request: UpstreamRequest) -> Provider:
+        """Its provider, which may have become one of another kind since the request was written."""
+        provider = self._of(request.target)
+        if not provider.speaks(request.format):
+            raise _gone(request.target.provider)
+        return provider
+
     def _of(self, target: Target) -> Provider:
         return self._named(target.provider)
 
@@ -153,12 +160,16 @@ class Providers:
         try:
             return self._providers[name]
         except KeyError:
-            raise Unavailable(
-                "The provider of this model is not configured any more.",
-                code=ErrorCode.PROVIDER_UNAVAILABLE,
-                detail=f"no provider {name}",
-                retry_after_s=1,
-            ) from None
+            raise _gone(name) from None
+
+
+def _gone(name: str) -> Unavailable:
+    return Unavailable(
+        "The provider of this model is not configured any more.",
+        code=ErrorCode.PROVIDER_UNAVAILABLE,
+        detail=f"no provider {name} as it was",
+        retry_after_s=1,
+    )
 
 
 def _estimated(target: Target, request: ChatRequest) -> UpstreamRequest:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
-from secure_llm_proxy.foundation.errors import InvalidRequest, ProxyError
+from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest, ProxyError, Unavailable
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.settings import UpstreamSettings
 from secure_llm_proxy.upstream import Providers
@@ -139,6 +139,23 @@ def test_versions_and_betas_go_along_and_no_other_words(value: str, *, passes: b
     providers.close()
 
     assert written.headers == ((("anthropic-beta", value),) if passes else ())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_written_for_a_provider_goes_to_no_other_kind_that_has_taken_its_name(*, stream: bool) -> None:
+    before, after = (
+        ProviderDefinition("a", kind, "http://127.0.0.1:9", (SecretStr("sk-a"),)) for kind in ("groq", "gemini")
+    )
+    providers = Providers(UpstreamSettings(), (before,))
+    written = providers.write(Target("a", "m"), ChatRequest("m", stream=stream, payload={"messages": []}))
+    ask = providers.stream if stream else providers.complete
+
+    providers.configure((after,))
+    with pytest.raises(Unavailable) as refused:
+        ask(written, Cancellation())
+    providers.close()
+
+    assert refused.value.code is ErrorCode.PROVIDER_UNAVAILABLE
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 305, 307, 308])
