@@ -111,9 +111,6 @@ class Provider:
         """The format in which a request of the client's format is put to this provider; None: it can't be."""
         return spoken(self._paths, client)
 
-    def speaks(self, wire_format: WireFormat) -> bool:
-        return wire_format in self._paths
-
     def require_model(self, wire_format: WireFormat, model: str) -> None:
         """Raise `InvalidRequest` for a name that, as a segment of a path, would lead elsewhere (RFC 3986 §5.2.4)."""
         if model in _DOT_SEGMENTS and "{model}" in self._paths[wire_format]:

@@ -10,10 +10,17 @@ from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest, Unavailable
 from secure_llm_proxy.upstream.formats import FORMATS
+from secure_llm_proxy.upstream.formats.face import unreadable
 from secure_llm_proxy.upstream.provider import Provider
 from secure_llm_proxy.upstream.token_estimate import estimate_tokens
 from secure_llm_proxy.vocabulary.chat import Completion, UpstreamRequest, Usage
-from secure_llm_proxy.vocabulary.conversation import Conversation, TokenCount, TokenCountRequest
+from secure_llm_proxy.vocabulary.conversation import (
+    Conversation,
+    EmbeddingRequest,
+    Embeddings,
+    TokenCount,
+    TokenCountRequest,
+)
 from secure_llm_proxy.vocabulary.wire_formats import OPERATION_OF, Operation
 
 if TYPE_CHECKING:
@@ -89,6 +96,7 @@ class Providers:
         provider.require_model(known, target.model)
         wire_format = FORMATS[known]
         translated = known is not request.format
+        vectors = None
         if not translated:
             written = wire_format.adapt(request.payload, target.model, kind, stream=request.stream, ask_usage=ask_usage)
         else:
@@ -102,6 +110,8 @@ class Providers:
             ):
                 # Some formats demand a number: the operator's is better than one of ours.
                 neutral = replace(neutral, max_tokens=target.max_output_tokens)
+            if isinstance(neutral, EmbeddingRequest):
+                vectors = len(neutral.inputs)
             written = wire_format.write(neutral, target.model, kind, ask_usage=ask_usage)
         body = strict_json.dumps(written.payload)
         return UpstreamRequest(
@@ -115,13 +125,20 @@ class Providers:
             tuple((name, value) for name, value in headers if name in kind.passes and _may_pass(value))
             if headers
             else (),
+            written_for=provider.definition,
+            vectors=vectors,
         )
 
     def complete(self, request: UpstreamRequest, cancellation: Cancellation) -> Completion:
         """See `Provider.complete`."""
         if request.answered is not None:
             return _own_answer(request, request.answered)
-        return self._speaking(request).complete(request, cancellation)
+        completion = self._speaking(request).complete(request, cancellation)
+        answer = completion.answer
+        if request.vectors is not None and isinstance(answer, Embeddings) and len(answer.vectors) != request.vectors:
+            # One short, and every vector behind it would stand for another text.
+            raise unreadable(f"{len(answer.vectors)} vectors came for {request.vectors} texts")
+        return completion
 
     def stream(self, request: UpstreamRequest, cancellation: Cancellation) -> CompletionStream:
         """See `Provider.stream`."""
@@ -147,9 +164,12 @@ class Providers:
             provider.close()
 
     def _speaking(self, request: UpstreamRequest) -> Provider:
-        """Its provider, which may have become one of another kind since the request was written."""
+        """Its provider, unless that has changed since the request was written: what was planned for the tags, and recorded
+        for the place, that it had then goes to no other.
+        """
         provider = self._of(request.target)
-        if not provider.speaks(request.format):
+        written_for = request.written_for
+        if written_for is not None and provider.definition is not written_for and provider.definition != written_for:
             raise _gone(request.target.provider)
         return provider
 

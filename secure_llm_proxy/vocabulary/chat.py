@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from secure_llm_proxy.foundation.errors import FailureKind
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.vocabulary.conversation import Delta, Neutral, NeutralAnswer
+from secure_llm_proxy.vocabulary.providers import ProviderDefinition
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 
@@ -80,8 +81,9 @@ class UpstreamRequest(NamedTuple):
 
     `translated` says that the client speaks another format, so that the answer is read into the neutral form too.
     `dropped` are the client's parameters that this provider can't be told. `shows_usage` False: the client did not ask for
-    the usage event of a stream, which we did, so it stays with us. `headers` are the client's own that go along. Where
-    `answered` is set nothing leaves: that is our own answer, and `body` what it answers.
+    the usage event of a stream, which we did, so it stays with us. `headers` are the client's own that go along. It is
+    sent only while the provider is the one that it was `written_for`; `vectors` are how many a translated request asks for.
+    Where `answered` is set nothing leaves: that is our own answer, and `body` what it answers.
 
     A tuple for what it saves each request: 0.9 µs.
     """
@@ -94,6 +96,8 @@ class UpstreamRequest(NamedTuple):
     dropped: tuple[str, ...] = ()
     shows_usage: bool = True
     headers: tuple[tuple[str, str], ...] = ()
+    written_for: ProviderDefinition | None = None
+    vectors: int | None = None
     answered: NeutralAnswer | None = None
 
 

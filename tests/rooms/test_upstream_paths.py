@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from urllib.parse import quote, unquote
 
 import pytest
 from pydantic import SecretStr
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
-from secure_llm_proxy.foundation.errors import ErrorCode, InvalidRequest, ProxyError, Unavailable
+from secure_llm_proxy.foundation.errors import (
+    ErrorCode,
+    FailureKind,
+    InvalidRequest,
+    ProxyError,
+    Unavailable,
+    UpstreamFailed,
+)
 from secure_llm_proxy.foundation.strict_json import JsonObject
 from secure_llm_proxy.settings import UpstreamSettings
 from secure_llm_proxy.upstream import Providers
 from secure_llm_proxy.upstream.formats import FORMATS
 from secure_llm_proxy.vocabulary.chat import ChatRequest, Target, UpstreamRequest
+from secure_llm_proxy.vocabulary.conversation import EmbeddingRequest
 from secure_llm_proxy.vocabulary.providers import ProviderDefinition, provider_kinds
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 from tests.support.hostile_values import hostile_values
@@ -142,10 +152,16 @@ def test_versions_and_betas_go_along_and_no_other_words(value: str, *, passes: b
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_was_written_for_a_provider_goes_to_no_other_kind_that_has_taken_its_name(*, stream: bool) -> None:
-    before, after = (
-        ProviderDefinition("a", kind, "http://127.0.0.1:9", (SecretStr("sk-a"),)) for kind in ("groq", "gemini")
-    )
+@pytest.mark.parametrize(
+    "changed",
+    [{"kind": "gemini"}, {"base_url": "http://127.0.0.1:8"}, {"tags": {"region": "us"}}, {"keys": ()}],
+    ids=["kind", "place", "tags", "keys"],
+)
+def test_what_was_written_for_a_provider_goes_to_no_other_that_has_taken_its_name(
+    changed: dict[str, object], *, stream: bool
+) -> None:
+    before = ProviderDefinition("a", "groq", "http://127.0.0.1:9", (SecretStr("sk-a"),), tags={"region": "eu"})
+    after = replace(before, **changed)  # type: ignore[arg-type]  # the fields' own types
     providers = Providers(UpstreamSettings(), (before,))
     written = providers.write(Target("a", "m"), ChatRequest("m", stream=stream, payload={"messages": []}))
     ask = providers.stream if stream else providers.complete
@@ -156,6 +172,28 @@ def test_what_was_written_for_a_provider_goes_to_no_other_kind_that_has_taken_it
     providers.close()
 
     assert refused.value.code is ErrorCode.PROVIDER_UNAVAILABLE
+
+
+@pytest.mark.parametrize("sent", [0, 1, 3])
+def test_another_number_of_vectors_than_texts_is_no_answer(far_end: Provider, sent: int) -> None:
+    told = {"embeddings": [{"values": [0.5, 0.25]}] * sent}
+    far_end.script(Mode.ERROR, status=200, body=json.dumps(told).encode(), headers={"Content-Type": "application/json"})
+    providers = Providers(
+        UpstreamSettings(), (ProviderDefinition("a", "gemini", far_end.base_url, (SecretStr("sk-a"),)),)
+    )
+    request = ChatRequest(
+        "m",
+        stream=False,
+        payload={},
+        format=WireFormat.OPENAI_EMBEDDINGS,
+        read=lambda _: EmbeddingRequest(("one", "two")),
+    )
+
+    with pytest.raises(UpstreamFailed) as failed:
+        providers.complete(providers.write(Target("a", "m"), request), Cancellation())
+    providers.close()
+
+    assert failed.value.failure is FailureKind.UNREADABLE
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 305, 307, 308])
