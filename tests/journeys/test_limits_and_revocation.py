@@ -84,7 +84,7 @@ def test_a_locked_user_s_keys_stop_and_work_again_after_unlocking(proxy: Running
 
 
 def test_concurrent_requests_are_bounded_and_slots_come_back(provider: Provider, short_folder: Path) -> None:
-    settings = {"LLM_API_URL": provider.base_url, "CONCURRENT_REQUESTS_PER_KEY": "2"}
+    settings = {"LLM_API_URL": provider.base_url, "CONCURRENT_REQUESTS_PER_KEY": "2", "LLM_RETRIES": "0"}
     with RunningProxy(short_folder / "concurrent", settings) as proxy, ThreadPoolExecutor(2) as pool:
         key = proxy.create_api_key()
         ask(proxy, "GET", "/v1/models", key=key)

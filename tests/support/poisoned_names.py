@@ -271,7 +271,8 @@ def _product(folder: Path, names: Names, provider: Provider, certificate: Certif
         names.zone["turned.llm.example"] = [(PUBLIC,)]
         again = ask(proxy, "POST", "/v1/chat/completions", key=key, body=body)
         told["again"] = {"status": again.status, "reached": _settled(provider, expected=True)}
-        told["log"] = proxy.log_text()
+    # Lines are written together; the last of them when it stops.
+    told["log"] = proxy.log_text()
     return told
 
 
