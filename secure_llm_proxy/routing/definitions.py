@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from secure_llm_proxy.routing.models import ModelsFile
 from secure_llm_proxy.settings import UpstreamSettings
 from secure_llm_proxy.vocabulary.providers import ProviderDefinition, provider_kinds
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
 COMPATIBLE = "openai_compatible"
 DEMO = "demo"
@@ -49,8 +50,10 @@ def compatible_provider(settings: UpstreamSettings, name: str) -> ProviderDefini
 
 
 def demo_provider(url: str) -> ProviderDefinition:
-    """It gets no key, since LLM_API_KEY is meant for somebody else, and no names of models, which it would not know."""
-    return ProviderDefinition(DEMO, COMPATIBLE, url)
+    """It gets no key, since LLM_API_KEY is meant for somebody else, and no names of models, which it would not know. It speaks
+    chat completions alone; every other format is translated into those.
+    """
+    return ProviderDefinition(DEMO, COMPATIBLE, url, formats={WireFormat.OPENAI_CHAT: "/chat/completions"})
 
 
 def azure_place(endpoint: str, api_version: str | None) -> tuple[str, str, str]:

@@ -18,8 +18,12 @@ import openai
 import pytest
 
 from secure_llm_proxy.foundation.cancellation import Cancellation
+from secure_llm_proxy.routing.definitions import demo_provider
 from secure_llm_proxy.settings import UpstreamSettings
-from secure_llm_proxy.vocabulary.chat import Usage
+from secure_llm_proxy.upstream import Providers
+from secure_llm_proxy.vocabulary.chat import ChatRequest, Target, Usage
+from secure_llm_proxy.vocabulary.wire_formats import WireFormat
+from secure_llm_proxy.web.openai.completions_request import read_completion_request
 from tests.support.compatible_provider import chat_request, compatible_provider
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +150,20 @@ def test_the_upstream_room_speaks_with_it(demo: Demo) -> None:
     assert isinstance(completion.usage, Usage)
     assert client.idle_connections == 1
     client.close()
+
+
+def test_what_it_does_not_speak_is_translated_or_refused_and_never_sent_to_a_place_that_it_lacks(demo: Demo) -> None:
+    providers = Providers(UpstreamSettings(), [demo_provider(demo.base_url)])
+    target = Target("demo", "demo")
+    prompt = read_completion_request({"model": "demo", "prompt": "one two"}, prompts_max=1)
+    vectors = ChatRequest("demo", stream=False, payload={"input": "x"}, format=WireFormat.OPENAI_EMBEDDINGS)
+
+    completion = providers.complete(providers.write(target, prompt), Cancellation())
+    can_embed = providers.can_answer(target, vectors)
+    providers.close()
+
+    assert "demo model" in completion.text
+    assert not can_embed
 
 
 @pytest.mark.parametrize(
