@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from flask import Flask
@@ -14,6 +15,7 @@ from secure_llm_proxy.services import Services, build_services
 from secure_llm_proxy.settings import Settings
 from secure_llm_proxy.settings.loading import relaxed_settings
 from secure_llm_proxy.telemetry import configure_logs, render_metrics, start_error_reports
+from secure_llm_proxy.vocabulary.connection import UNREAD
 from secure_llm_proxy.web.admin.mount import ManagementMount
 from secure_llm_proxy.web.anthropic.views import make_anthropic_doors
 from secure_llm_proxy.web.chat.views import make_chat_door
@@ -22,6 +24,7 @@ from secure_llm_proxy.web.hot_doors import HotDoors
 from secure_llm_proxy.web.house import WebHouse, attach
 from secure_llm_proxy.web.openai.views import make_openai_doors
 from secure_llm_proxy.web.operations.views import make_operations_doors
+from secure_llm_proxy.web.refusals import record_unread
 
 _SERVICES = "secure_llm_proxy.services"
 MANAGEMENT = "secure_llm_proxy.management"
@@ -40,6 +43,7 @@ def create_app(settings: Settings) -> Flask:
     _wrap_database(app, services.database)
     web = _web_house(settings, services)
     attach(app, web)
+    app.extensions[UNREAD] = partial(record_unread, web)
     install_hooks(app)
     for doors in (make_chat_door(), make_openai_doors(), make_anthropic_doors(), make_operations_doors()):
         app.register_blueprint(doors)
@@ -50,6 +54,12 @@ def create_app(settings: Settings) -> Flask:
         app.wsgi_app = HotDoors(app.wsgi_app, web)  # type: ignore[method-assign]
     services.start()
     return app
+
+
+def end_running(app: Flask) -> None:
+    """Exchanges that still run end now, each with a word to its client; waits for none."""
+    services: Services = app.extensions[_SERVICES]
+    services.end_running()
 
 
 def stop_services(app: Flask) -> None:
@@ -81,6 +91,7 @@ def _management_app(web: WebHouse, services: Services) -> Flask:
             identify=services.identity.identify,
             announce=services.announce,
             csrf_key=services.csrf_key,
+            previous_csrf_keys=services.previous_csrf_keys,
             person_key=services.house.person_key,
             evidence=services.evidence,
             audit_index=services.audit_index,
@@ -148,6 +159,7 @@ def _web_house(settings: Settings, services: Services) -> WebHouse:
         house=services.house,
         settings=settings,
         address_of=services.admission.client_address,
+        is_proxy=services.admission.is_proxy,
         troubles=services.troubles,
         security_status=security_status,
         render_metrics=lambda: render_metrics(services.metrics),

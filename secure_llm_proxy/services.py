@@ -31,7 +31,7 @@ from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
-from secure_llm_proxy.foundation.secret_values import derive_key
+from secure_llm_proxy.foundation.secret_values import encryption_key_of, secret_key_of
 from secure_llm_proxy.gateway import House, Watch
 from secure_llm_proxy.identity import (
     Accounts,
@@ -83,6 +83,7 @@ class Services:
     organisations: Organisations
     kill_switches: KillSwitches
     csrf_key: bytes
+    previous_csrf_keys: tuple[bytes, ...]
     evidence: Evidence
     audit_index: AuditIndex
     audit_records: RecordReading
@@ -183,6 +184,10 @@ class Services:
         if self.settings.redis.url is not None:
             gevent.spawn(announce_revocation, self.settings.redis, subject)
 
+    def end_running(self) -> None:
+        """The time to end is nearly over: exchanges that still run end now, each with a word to its client."""
+        self.watch.end_all()
+
     def stop(self) -> None:
         """Flush what was collected and hang up. Records still queued get a bounded time to become durable."""
         gevent.killall(self._greenlets, block=True, timeout=2)
@@ -201,34 +206,38 @@ class Services:
 def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     """Build every part from its section. Connects to nothing yet."""
     clock = clock or SystemClock()
-    secret = settings.secrets.secret_key
-    if secret is None:
-        raise OperatorError("SECRET_KEY is missing; make one with: openssl rand -hex 32")
-    secret_key = secret.get_secret_value()
-    encryption_key = settings.secrets.encryption_key
-    if encryption_key is None:
-        raise OperatorError("ENCRYPTION_KEY is missing; make one with: openssl rand -hex 32")
+    secret_key, encryption_key = secret_key_of(settings.secrets), encryption_key_of(settings.secrets)
     metrics = Metrics()
     database = Database(settings.database)
     accounts = Accounts(
         settings.identity,
         clock,
-        pepper=derive_key(secret_key, "slp/key-pepper"),
-        password_pepper=derive_key(secret_key, "slp/password-pepper"),
+        pepper=secret_key.key("slp/key-pepper"),
+        password_pepper=secret_key.key("slp/password-pepper"),
+        previous_peppers=secret_key.previous_keys("slp/key-pepper"),
+        previous_password_peppers=secret_key.previous_keys("slp/password-pepper"),
     )
     second_factors = SecondFactors(
         settings.identity,
         clock,
-        seal_key=derive_key(encryption_key.get_secret_value(), "slp/totp"),
-        pepper=derive_key(secret_key, "slp/recovery-pepper"),
+        seal_key=encryption_key.key("slp/totp"),
+        pepper=secret_key.key("slp/recovery-pepper"),
+        previous_seal_keys=encryption_key.previous_keys("slp/totp"),
+        previous_peppers=secret_key.previous_keys("slp/recovery-pepper"),
     )
-    sessions = Sessions(settings.identity, clock, pepper=derive_key(secret_key, "slp/session-pepper"))
+    sessions = Sessions(
+        settings.identity,
+        clock,
+        pepper=secret_key.key("slp/session-pepper"),
+        previous_peppers=secret_key.previous_keys("slp/session-pepper"),
+    )
     identity = Identity(
         settings.identity,
         database,
-        derive_key(secret_key, "slp/key-pepper"),
+        secret_key.key("slp/key-pepper"),
         clock,
         SessionCallers(settings.identity, sessions, database, clock),
+        previous_peppers=secret_key.previous_keys("slp/key-pepper"),
     )
 
     def forget_everywhere(kid: Kid) -> None:
@@ -236,7 +245,12 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         if settings.redis.url is not None:
             gevent.spawn(announce_revocation, settings.redis, kid)
 
-    keys = ApiKeys(settings.identity, clock, pepper=derive_key(secret_key, "slp/key-pepper"))
+    keys = ApiKeys(
+        settings.identity,
+        clock,
+        pepper=secret_key.key("slp/key-pepper"),
+        previous_peppers=secret_key.previous_keys("slp/key-pepper"),
+    )
     rules = RulesInForce()
     admission = Admission(settings.admission, rules, clock)
     address_rules = AddressRules(settings.admission, clock)
@@ -248,7 +262,8 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         accounts,
         second_factors,
         sessions,
-        pepper=derive_key(secret_key, "slp/login-pepper"),
+        pepper=secret_key.key("slp/login-pepper"),
+        previous_peppers=secret_key.previous_keys("slp/login-pepper"),
     )
     throttle = open_throttle(
         settings.throttling,
@@ -272,7 +287,12 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         on_failure=metrics.failed,
     )
     routing.configure(providers, in_file.models)
-    stored = StoredProviders(database, derive_key(encryption_key.get_secret_value(), "slp/provider-keys"), clock)
+    stored = StoredProviders(
+        database,
+        encryption_key.key("slp/provider-keys"),
+        clock,
+        previous_seal_keys=encryption_key.previous_keys("slp/provider-keys"),
+    )
 
     def use_stored(definitions: tuple[ProviderDefinition, ...]) -> None:
         usable = [definition for definition in definitions if _is_usable(definition, settings)]
@@ -303,7 +323,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         upstream=upstream,
         journal=journal,
         metrics=metrics,
-        person_key=derive_key(secret_key, "slp/person"),
+        person_key=secret_key.key("slp/person"),
     )
     standing = standing_of(settings.audit, database, required=settings.is_production)
     metrics.show_gauges(standing.gauges)
@@ -331,7 +351,8 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         keys=keys,
         organisations=Organisations(clock),
         kill_switches=KillSwitches(clock),
-        csrf_key=derive_key(secret_key, "slp/csrf"),
+        csrf_key=secret_key.key("slp/csrf"),
+        previous_csrf_keys=secret_key.previous_keys("slp/csrf"),
         evidence=ReadEvidence(AuditReader(settings.audit)),
         audit_index=AuditIndex(),
         audit_records=RecordReading(audit_reader),

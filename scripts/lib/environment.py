@@ -1,10 +1,11 @@
 """Make a virtual environment that holds exactly what a lock file names. Standard library only: nothing is installed yet.
 
-    environment.py [--check] ENVIRONMENT LOCK
+    environment.py [--check] [--like OTHER] ENVIRONMENT LOCK
 
 The environment is built under a temporary name and gets its own name when it is whole: killed at any moment, this leaves
 either the old environment, or none, never half of one. Two at once: the second waits for the first and then finds the work
 done. A whole environment remembers the digest of its lock; while that is unchanged, nothing is done and no network is used.
+With --like it is copied from a whole one of the same lock, where there is one: no network either, and seconds, not a minute.
 
 Every package is checked against the lock's hashes and comes as a wheel, so no foreign code runs while installing.
 Exit status: 0 done (or, with --check, nothing to do), 1 failed (or, with --check, something to do), 2 usage.
@@ -43,14 +44,14 @@ def is_whole(environment: Path, lock: Path) -> bool:
         return False
 
 
-def make(environment: Path, lock: Path) -> None:
+def make(environment: Path, lock: Path, like: Path | None = None) -> None:
     """`environment` is whole afterwards. Raises EnvironmentNotMade."""
     guard = environment.with_name(f"{environment.name}.lock")
     try:
         with guard.open("w") as held:
             wait_for(held, environment)
             if not is_whole(environment, lock):
-                build(environment, lock)
+                build(environment, lock, like)
     except OSError as error:
         raise EnvironmentNotMade(f"Could not make {environment}: {error}") from error
 
@@ -64,7 +65,7 @@ def wait_for(held: TextIO, environment: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
 
 
-def build(environment: Path, lock: Path) -> None:
+def build(environment: Path, lock: Path, like: Path | None = None) -> None:
     """Build beside the final place, then move there.
 
     The temporary name is this process's own: a pip that outlived its killed parent may still write under another.
@@ -74,13 +75,19 @@ def build(environment: Path, lock: Path) -> None:
     for left_over in (*environment.parent.glob(f"{environment.name}.building-*"), replaced):
         shutil.rmtree(left_over, ignore_errors=True)
 
-    say(f"Making {environment.name} with Python {sys.version.split()[0]} ...")
-    try:
-        venv.create(unfinished, with_pip=True, prompt=environment.name)
-    except subprocess.CalledProcessError as error:
-        raise EnvironmentNotMade(f"Python could not make a virtual environment: {error}") from error
-    install(unfinished / "bin" / "python", lock)
-    rename_inside(unfinished, environment)
+    if like is not None and is_whole(like, lock):
+        say(f"Copying {environment.name}: {lock.name} is the same ...")
+        # The mark of being whole comes last, as ever.
+        shutil.copytree(like, unfinished, symlinks=True, ignore=shutil.ignore_patterns(DIGEST_FILE))
+        rename_inside(unfinished, like, environment)
+    else:
+        say(f"Making {environment.name} with Python {sys.version.split()[0]} ...")
+        try:
+            venv.create(unfinished, with_pip=True, prompt=environment.name)
+        except subprocess.CalledProcessError as error:
+            raise EnvironmentNotMade(f"Python could not make a virtual environment: {error}") from error
+        install(unfinished / "bin" / "python", lock)
+        rename_inside(unfinished, unfinished, environment)
     (unfinished / DIGEST_FILE).write_text(expected_digest(lock), "ascii")
 
     if environment.exists():
@@ -118,9 +125,9 @@ def install(python: Path, lock: Path) -> None:
     )
 
 
-def rename_inside(environment: Path, final: Path) -> None:
-    """Let scripts with an absolute path in them (`#!` lines, `activate`, pyvenv.cfg) name the final place."""
-    old, new = bytes(environment), bytes(final)
+def rename_inside(environment: Path, named: Path, final: Path) -> None:
+    """Let scripts with an absolute path in them (`#!` lines, `activate`, pyvenv.cfg) name the final place, not `named`."""
+    old, new = bytes(named), bytes(final)
     for path in (*(environment / "bin").iterdir(), environment / "pyvenv.cfg"):
         if path.is_file() and not path.is_symlink():
             text = path.read_bytes()
@@ -143,6 +150,7 @@ def main() -> int:
         description="Make a virtual environment that holds exactly what a lock file names."
     )
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if there is something to do")
+    parser.add_argument("--like", type=Path, help="an environment that may be copied if its lock is the same")
     parser.add_argument("environment", type=Path)
     parser.add_argument("lock", type=Path)
     arguments = parser.parse_args()
@@ -150,7 +158,7 @@ def main() -> int:
     if arguments.check:
         return 0 if is_whole(environment, lock) else 1
     try:
-        make(environment, lock)
+        make(environment, lock, arguments.like.resolve() if arguments.like is not None else None)
     except EnvironmentNotMade as error:
         print(error, file=sys.stderr)
         return 1

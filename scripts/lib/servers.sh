@@ -18,6 +18,7 @@ need_servers() {
     has_program redis-server || missing="$missing redis-server"
     has_program nginx || missing="$missing nginx-light"
     has_program openssl || missing="$missing openssl"
+    has_program age || missing="$missing age"
     has_program curl || missing="$missing curl"
     has_program ip || missing="$missing iproute2"
     has_program sysctl || missing="$missing procps"
@@ -32,6 +33,24 @@ need_servers() {
         return 0
     fi
     printf 'The tests start these programs and they are not installed:%s\nInstall them (Debian and Ubuntu: apt-get install%s) and start again.\n' \
+        "$missing" "$missing" >&2
+    return 1
+}
+
+# What scripts/test-host makes and boots clean systems with.
+need_machines() {
+    missing=
+    has_program mmdebstrap || missing="$missing mmdebstrap"
+    has_program systemd-nspawn || missing="$missing systemd-container"
+    has_program nsenter || missing="$missing util-linux"
+    has_program testssl || missing="$missing testssl.sh"
+    has_program buildah || missing="$missing buildah"
+    [ -n "$missing" ] || return 0
+    # shellcheck disable=SC2086 # one word per package
+    if can_install_packages && install_packages $missing; then
+        return 0
+    fi
+    printf 'scripts/test-host boots clean Debians and builds the container image with these, and they are not installed:%s\nInstall them (Debian and Ubuntu: apt-get install%s) and start again.\n' \
         "$missing" "$missing" >&2
     return 1
 }

@@ -52,6 +52,13 @@ class Admission:
         """The client's address over the trusted proxies; see the function of that name."""
         return client_address(peer, forwarded_for, self._trusted_proxies)
 
+    def is_proxy(self, peer: str) -> bool:
+        """Whether the socket's address `peer` is that of a trusted proxy; "", a unix socket's, always is."""
+        if not peer:
+            return True
+        address = parse_address(peer)
+        return address is not None and self._trusted_proxies.find(address) is not None
+
     def admit(self, address: str, user_agent: str) -> Verdict:
         """Whether `address` (as `client_address` gave it) may ask with `user_agent` ("" when absent).
 

@@ -61,7 +61,14 @@ from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.audit.segments import find_log, host_directory, segments_in
 from secure_llm_proxy.audit.selection import Selection, newest_records, rows_of, select
 from secure_llm_proxy.audit.signed_tree import read_anchors
-from secure_llm_proxy.audit.verification import Finding, Outcome, Severity, VerificationReport, verify
+from secure_llm_proxy.audit.verification import (
+    Finding,
+    Outcome,
+    Severity,
+    VerificationReport,
+    VerifiedUpTo,
+    verify,
+)
 
 __all__ = [
     "AuditReader",
@@ -106,6 +113,7 @@ __all__ = [
     "StoredLine",
     "Tail",
     "VerificationReport",
+    "VerifiedUpTo",
     "WriterControl",
     "backup_of",
     "check_proof",

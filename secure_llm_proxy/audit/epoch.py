@@ -72,9 +72,16 @@ class EpochKeys:
         return self._current
 
     def make_first(self) -> EpochKey:
-        """Make and store the first key of a log. Raises `OSError`."""
-        self._current = self._store(EPOCH_KEY_NAME, FIRST_EPOCH_KID, Ed25519PrivateKey.generate(), time.time())
-        return self._current
+        """Make and store the first key of a log, which `adopt` puts in force. Raises `OSError`."""
+        self._next = self._store(NEXT_KEY_NAME, FIRST_EPOCH_KID, Ed25519PrivateKey.generate(), time.time())
+        return self._next
+
+    def finish_first(self, first: bytes) -> None:
+        """Put the log's first key in force, when a crash came between its genesis and that."""
+        if not (self._directory / EPOCH_KEY_NAME).exists():
+            following = self._read(NEXT_KEY_NAME)
+            if following is not None and following.public == first:
+                self.take(first)
 
     def take(self, in_force: bytes) -> None:
         """Afterwards `current` is the key whose public half is `in_force`: what a roll left half done is finished or undone.

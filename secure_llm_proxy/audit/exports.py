@@ -161,6 +161,7 @@ _SEVERITY_OF_END: dict[str, int] = {
     EndStatus.UPSTREAM_ERROR: 3,
     EndStatus.UPSTREAM_TIMEOUT: 3,
     EndStatus.NOT_SENT: 3,
+    EndStatus.SERVER_STOP: 2,
     EndStatus.CLIENT_ABORT: 2,
     EndStatus.COMPLETE: 1,
 }

@@ -85,7 +85,7 @@ def initialise(settings: AuditSettings) -> Genesis:
             if path.exists():
                 genesis = _read_own(host)
                 if settings.kek is not None:
-                    _require_epoch_key(settings)
+                    _require_epoch_key(settings, genesis)
                 return genesis
             for directory in (settings.directory, host):
                 directory.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -94,9 +94,20 @@ def initialise(settings: AuditSettings) -> Genesis:
                 raise OperatorError(
                     f"{path} is missing although there are segments beside it, or in the second directory; restore it from a backup."
                 )
+            _refuse_to_lose_a_key(settings, path)
             return _make(settings, host)
     except OSError as error:
         raise OperatorError(f"The audit log could not be set up: {error.strerror} ({error.filename}).") from None
+
+
+def _refuse_to_lose_a_key(settings: AuditSettings, genesis: Path) -> None:
+    """A signing key without its log: the log's disk is away, and a new key in its place could not go on signing it."""
+    key = settings.keys_directory / EPOCH_KEY_NAME
+    if key.exists():
+        raise OperatorError(
+            f"{genesis} is missing although the signing key of a log, {key}, is there: is the log's disk mounted? Mount it, or "
+            "restore the log from a backup. To begin another log, move the folder of keys away first."
+        )
 
 
 def _make(settings: AuditSettings, host: Path) -> Genesis:
@@ -104,10 +115,13 @@ def _make(settings: AuditSettings, host: Path) -> Genesis:
     _require_kek(settings)
     owner = Ed25519PrivateKey.generate()
     owner_public = base64_text(owner.public_key().public_bytes_raw())
-    # The key first: a genesis whose epoch key was never stored would be a log that nobody can go on signing.
-    epoch_public = base64_text(EpochKeys.of(settings).make_first().public)
+    # The key first: a genesis whose epoch key was never stored would be a log that nobody can go on signing. Under its own name
+    # last: one that is there belongs to a log.
+    keys = EpochKeys.of(settings)
+    epoch_public = base64_text(keys.make_first().public)
     signature = base64_text(owner.sign(_statement(log, owner_public, epoch_public)))
     write_durably(host / GENESIS_NAME, _document(log, owner_public, epoch_public, signature), 0o440)
+    keys.adopt()
     return Genesis(
         directory=host,
         log=log,
@@ -181,9 +195,11 @@ def owner_key_from(text: str, genesis: Genesis) -> Ed25519PrivateKey:
     return key
 
 
-def _require_epoch_key(settings: AuditSettings) -> None:
+def _require_epoch_key(settings: AuditSettings, genesis: Genesis) -> None:
     """Whether it is the one in force is told by the log's last lines, at the writer's start."""
-    if EpochKeys.of(settings).check() is None:
+    keys = EpochKeys.of(settings)
+    keys.finish_first(strict_base64(genesis.epoch_public_key))
+    if keys.check() is None:
         raise OperatorError(
             f"{settings.keys_directory / EPOCH_KEY_NAME} is missing: the log's epoch key is lost. Backups never hold it; "
             "`manage.py audit restart --owner-key FILE` goes on with a new one."

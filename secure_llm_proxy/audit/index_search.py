@@ -105,7 +105,6 @@ def _conditions(wanted: Selection) -> Iterator[ColumnElement[bool]]:
     if wanted.until is not None:
         yield row.t < datetime.fromisoformat(wanted.until)
     for column, value in (
-        (row.sub, wanted.person),
         (row.mdl, wanted.model),
         (row.ev, wanted.event),
         (row.dec, wanted.decision),
@@ -115,6 +114,8 @@ def _conditions(wanted: Selection) -> Iterator[ColumnElement[bool]]:
     ):
         if value is not None:
             yield column == value
+    if wanted.person is not None:
+        yield row.sub.in_((wanted.person, *wanted.also))
     if wanted.named:
         yield row.ev.is_not(None)
     if wanted.type is not None:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RECONNECT_S = 0.05
+# A worker that ends has no more: what it could not hand over, its start being on record, the writer closes itself.
+_LAST_WAIT_S = 2.0
 _TICK_S = 0.25
 _SILENCE_S = 1.0
 # Whoever heard that there is no room asks again after this long, not with every request.
@@ -283,7 +285,7 @@ class _Line:
         return None
 
     def close(self) -> None:
-        if not self._drained.wait(self._patience_s):
+        if not self._drained.wait(min(self._patience_s, _LAST_WAIT_S)):
             log.error(
                 "Audit records were not acknowledged before the journal was closed",
                 extra={"records": len(self._queue), "bytes": self._queued_bytes},

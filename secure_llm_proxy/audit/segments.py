@@ -74,6 +74,13 @@ class SegmentFile:
         except FileNotFoundError:
             return self.now().path.open("rb")
 
+    def size(self) -> int:
+        """In bytes, under whichever name it has now."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return self.now().path.stat().st_size
+
 
 def started_of(t: str) -> str:
     """`2026-11-21T00:12:03.104233Z` → `20261121T001203Z`."""

@@ -38,9 +38,9 @@ class Selection:
     """Times are those of the log (`2026-11-21T00:12:03.104233Z`), `since` included, `until` not.
 
     `user`, `project` and `key` are identifiers (usr_…, prj_…, the public part of a key) and find what such a one did as well as
-    what was done to it. `person` is a pseudonym (`s_…`). `status` is an HTTP status, how an exchange ended, or
-    an error code. `request` is an exchange's id or that of one of its records. `address`, `agent` and `email` are blind
-    indexes.
+    what was done to it. `person` is a pseudonym (`s_…`), `also` are others of the same person, of earlier secrets.
+    `status` is an HTTP status, how an exchange ended, or an error code. `request` is an exchange's id or that of one of its
+    records. `address`, `agent` and `email` are blind indexes.
     """
 
     since: str | None = None
@@ -59,6 +59,7 @@ class Selection:
     agent: str | None = None
     email: str | None = None
     named: bool = False
+    also: tuple[str, ...] = ()
 
     def fits(self, record: RecordLine) -> bool:
         if (self.since and record.t < self.since) or (self.until and record.t >= self.until):
@@ -70,7 +71,7 @@ class Selection:
             fits
             for wanted, fits in (
                 (self.user, _is_by(clear, self.user) or _is_about(record, self.user)),
-                (self.person, clear.get("sub") == self.person),
+                (self.person, clear.get("sub") in (self.person, *self.also)),
                 (self.project, clear.get("prj") == self.project or _is_about(record, self.project)),
                 (self.key, clear.get("ak") == self.key or _is_about(record, self.key)),
                 (self.model, clear.get("mdl") == self.model),
@@ -91,7 +92,7 @@ class Selection:
         texts = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in {"since", "until", "named"}
+            if field.name not in {"since", "until", "named", "also"} and not (field.name == "person" and self.also)
         }
         # A user may stand behind `user:`, and a status may be a number.
         return [

@@ -7,7 +7,9 @@ else be told at every checkpoint behind it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import orjson
@@ -28,6 +30,7 @@ from secure_llm_proxy.audit.merkle import TreeEdge
 from secure_llm_proxy.audit.notes import Checkpoint, NoteBroken, read_checkpoint, verify_checkpoint
 from secure_llm_proxy.foundation.errors import OperatorError
 
+_STANDARD_INPUT = Path("-")
 _ANCHORS_BYTES_MAX = 1 << 30
 
 
@@ -149,13 +152,15 @@ class SignedTree:
 
 
 def read_anchors(path: Path) -> list[str]:
-    """The checkpoint notes in a file: JSON lines with a `note` (as `audit anchors` prints them, or lines of the log), or notes
-    as they are. Raises `OperatorError` when something else stands in it.
+    """The checkpoint notes in a file (- is standard input): JSON lines with a `note` (as `audit anchors` prints them, or lines of
+    the log), or notes as they are. Raises `OperatorError` when something else stands in it.
     """
     try:
-        if path.stat().st_size > _ANCHORS_BYTES_MAX:
+        with nullcontext(sys.stdin.buffer) if path == _STANDARD_INPUT else path.open("rb") as stream:
+            content = stream.read(_ANCHORS_BYTES_MAX + 1)
+        if len(content) > _ANCHORS_BYTES_MAX:
             raise OperatorError(f"{path} is too long to be a list of anchors.")
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OperatorError(f"The anchors in {path} cannot be read: {error}.") from None
     notes: list[str] = []

@@ -38,6 +38,7 @@ from secure_llm_proxy.audit.format import (
     parse_line,
 )
 from secure_llm_proxy.audit.genesis import Genesis, GenesisBroken, read_genesis
+from secure_llm_proxy.audit.merkle import TreeEdge
 from secure_llm_proxy.audit.reading import BodyLost, BodyOpener
 from secure_llm_proxy.audit.retirement import RetiredPrefix, was_retired
 from secure_llm_proxy.audit.seal import SealBroken
@@ -97,8 +98,28 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifiedUpTo:
+    """Where a verification found nothing altered: behind line `n` (hash `h`), the last of segment `number`. Another one may begin
+    here instead of at the log's first line. Whoever keeps it must keep it where the log's writer cannot change it.
+
+    `edge` is that of the tree over these lines, `epoch_public_key` the signing key in force.
+    """
+
+    log: str
+    number: int
+    n: int
+    h: bytes
+    edge: tuple[bytes, ...]
+    epoch_public_key: bytes
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VerificationReport:
-    """What was checked, and every finding (at most 1,000 kept; `findings_total` counts all)."""
+    """What was checked, and every finding (at most 1,000 kept; `findings_total` counts all).
+
+    `verified` is the last end of a segment up to which nothing was altered; None when there is none.
+    """
 
     outcome: Outcome
     directory: Path
@@ -116,6 +137,7 @@ class VerificationReport:
     last_time: str | None
     findings: tuple[Finding, ...]
     findings_total: int
+    verified: VerifiedUpTo | None
 
     @property
     def ok(self) -> bool:
@@ -136,6 +158,7 @@ def verify(
     host_id: str = "",
     anchors: Iterable[str] = (),
     also: Path | None = None,
+    behind: VerifiedUpTo | None = None,
 ) -> VerificationReport:
     """Check the log in `directory` (a host's directory, or AUDIT_DIR with one host in it), and in its second one, `also`.
 
@@ -149,7 +172,7 @@ def verify(
     directories, notes = find_log(directory, host_id, also), list(anchors)
     while True:
         with contextlib.suppress(_RetiredMeanwhile):
-            return _Verification(directories, genesis_public_key, progress, opener, notes).run()
+            return _Verification(directories, genesis_public_key, progress, opener, notes, behind).run()
 
 
 class _RetiredMeanwhile(Exception):
@@ -208,6 +231,7 @@ class _Verification:
         progress: Callable[[int, int], None] | None,
         opener: BodyOpener | None,
         anchors: Iterable[str],
+        verified_before: VerifiedUpTo | None,
     ) -> None:
         self._directories = directories
         self._directory = directories.first
@@ -222,7 +246,11 @@ class _Verification:
         self._signed = SignedTree(None, ())
         self._retired = RetiredPrefix(None)
         # The last retired segment that is not there any more; 0: none is.
+        self._retired_up_to = 0
+        # The last segment that is not read, retired or verified before; 0: the log is read from its first line.
         self._behind = 0
+        self._verified_before = verified_before
+        self._verified = verified_before
         self._findings: list[Finding] = []
         self._counts = dict.fromkeys(Severity, 0)
         self._place = _Place()
@@ -255,12 +283,18 @@ class _Verification:
             )
         if not segments and self._genesis and not self._retired.entries:
             self._find(Severity.NOTE, GENESIS_NAME, 0, "the log holds no segment yet")
-        self._begin_behind_retired(segments)
+        if not self._begins_behind_verified(segments):
+            self._verified = None
+            self._begin_behind_retired(segments)
         for position, file in enumerate(segments):
             if self._stopped:
                 break
             following = segments[position + 1] if position + 1 < len(segments) else None
+            if file.number <= self._behind:
+                continue
             self._check_segment(file, following)
+            if following is not None:
+                self._keep_verified()
         self._check_what_is_left(segments)
         return self._report(len(segments))
 
@@ -285,6 +319,38 @@ class _Verification:
         elif self._owner.strip() != self._genesis.owner_public_key:
             self._find(Severity.TAMPERED, GENESIS_NAME, 0, "is signed by another owner than the one given")
 
+    # --- what was verified before -------------------------------------------------------------------------------------
+
+    def _begins_behind_verified(self, segments: list[SegmentFile]) -> bool:
+        """True when what is left to be read follows `verified_before`, of this log, and stands right behind it."""
+        before = self._verified_before
+        if before is None or self._genesis is None or before.log != self._genesis.log:
+            return False
+        if not any(file.number == before.number + 1 for file in segments):
+            return False
+        self._signed.tree = TreeEdge(before.n + 1, before.edge)
+        self._signed.epoch_public_key = before.epoch_public_key
+        for what in self._signed.pass_over(before.n + 1):
+            self._find(Severity.TAMPERED, GENESIS_NAME, 0, what)
+        self._place = _Place(number=before.number, n=before.n, h=before.h)
+        self._features = before.features
+        self._behind = before.number
+        what = f"{before.number} segments with {before.n + 1} lines were verified before and not read again"
+        self._find(Severity.NOTE, GENESIS_NAME, 0, what)
+        return True
+
+    def _keep_verified(self) -> None:
+        """The segment just read was followed by another: its end stands."""
+        altered = self._counts[Severity.TAMPERED] or self._counts[Severity.UNDECIDABLE]
+        key = self._signed.epoch_public_key
+        if altered or self._stopped or self._genesis is None or key is None:
+            return
+        place, tree = self._place, self._signed.tree
+        if tree.size == place.n + 1:
+            self._verified = VerifiedUpTo(
+                self._genesis.log, place.number, place.n, place.h, tree.hashes, key, self._features
+            )
+
     # --- what is retired ----------------------------------------------------------------------------------------------
 
     def _begin_behind_retired(self, segments: list[SegmentFile]) -> None:
@@ -298,7 +364,7 @@ class _Verification:
             self._find(Severity.TAMPERED, RETIRED_NAME, line, what)
         last = gone[-1]
         self._place = _Place(number=last.number, n=last.last, h=last.h)
-        self._behind = last.number
+        self._retired_up_to = self._behind = last.number
         self._find(Severity.NOTE, RETIRED_NAME, 0, f"{last.number} segments with {last.last + 1} lines are retired")
         if self._signed.anchors_passed:
             what = f"{self._signed.anchors_passed} anchors lie inside retired segments, and there is nothing to hold to them"
@@ -664,7 +730,7 @@ class _Verification:
 
     def _check_what_is_left(self, segments: list[SegmentFile]) -> None:
         self._tell_lost_keys()
-        unmatched = None if self._stopped else self._retired.unmatched(self._behind)
+        unmatched = None if self._stopped else self._retired.unmatched(self._retired_up_to)
         if unmatched is not None and segments:
             what = f"no record says that segment {unmatched} was retired: it, and all before it, are missing"
             self._find(Severity.TAMPERED, RETIRED_NAME, unmatched, what)
@@ -709,6 +775,7 @@ class _Verification:
             last_time=self._last_time,
             findings=tuple(self._findings),
             findings_total=sum(self._counts.values()),
+            verified=self._verified,
         )
 
     def _tampered(self, segment: _Segment, line: int, what: str) -> None:

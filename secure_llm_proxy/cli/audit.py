@@ -32,8 +32,10 @@ from secure_llm_proxy.cli.audit_keeping import backup, retire
 from secure_llm_proxy.cli.audit_keys import erase, rotate_keys
 from secure_llm_proxy.cli.audit_proof import anchors, check, prove_record
 from secure_llm_proxy.cli.audit_readers import COMMANDS as READER_COMMANDS
+from secure_llm_proxy.cli.audit_reconcile import reconcile_logs
 from secure_llm_proxy.cli.audit_search import search
 from secure_llm_proxy.cli.context import CommandContext, pass_context
+from secure_llm_proxy.cli.handed_file import HandedFile, HandedPath
 from secure_llm_proxy.cli.output import as_cell, json_option, show_json
 from secure_llm_proxy.cli.progress import Progress
 from secure_llm_proxy.cli.reveals import record_reveal
@@ -52,7 +54,7 @@ def audit() -> None:
 
 
 for command in (
-    search, export, prove_record, check, anchors, reindex, backup, retire, erase, rotate_keys, *READER_COMMANDS,
+    search, export, prove_record, check, anchors, reindex, backup, retire, erase, rotate_keys, reconcile_logs, *READER_COMMANDS,
 ):  # fmt: skip
     audit.add_command(command)
 
@@ -75,7 +77,7 @@ def init(context: CommandContext) -> None:
 @audit.command()
 @click.option(
     "--owner-key",
-    type=click.File(),
+    type=HandedFile(),
     required=True,
     help="File with the owner's private key as `audit init` showed it once; - is standard input.",
 )
@@ -96,8 +98,9 @@ def restart(context: CommandContext, owner_key: TextIO, *, force: bool) -> None:
 @click.option(
     "--anchors",
     "anchors_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Checkpoints that were kept elsewhere, as `audit anchors` prints them: the log must begin with what they say.",
+    type=HandedPath(),
+    help="Checkpoints that were kept elsewhere, as `audit anchors` prints them: the log must begin with what they say. - is "
+    "standard input.",
 )
 @click.option(
     "--also",

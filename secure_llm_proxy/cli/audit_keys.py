@@ -161,9 +161,10 @@ def _erase_recorded(context: CommandContext, *, dry_run: bool, yes: bool, as_jso
 def _person(context: CommandContext, user: str | None, person: str | None) -> _Person:
     if (user is None) == (person is None):
         raise click.UsageError("Name one of --user, --person and --recorded.")
-    key = context.person_key
+    # One pseudonym for each SECRET_KEY that there was: what the oldest sealed must be erased as well.
+    keys = context.person_keys
     if person is not None:
-        return _Person(person, (pseudonym(key, person),))
+        return _Person(person, tuple(pseudonym(key, person) for key in keys))
     assert user is not None
     try:
         found = context.database.run(lambda session: context.accounts.find_user(session, user))
@@ -171,9 +172,10 @@ def _person(context: CommandContext, user: str | None, person: str | None) -> _P
         if not _USER_ID.fullmatch(user):
             raise
         # Deleted: what was typed as a name at logins is not known any more.
-        return _Person(user, (pseudonym(key, user),))
+        return _Person(user, tuple(pseudonym(key, user) for key in keys))
     # The second seals what was refused before anybody knew who it was.
-    return _Person(found.username, (pseudonym(key, found.id), pseudonym(key, login_person(found.username))))
+    names = (found.id, login_person(found.username))
+    return _Person(found.username, tuple(pseudonym(key, name) for key in keys for name in names))
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from secure_llm_proxy.audit.index import AuditIndex
 from secure_llm_proxy.audit.notes import Checkpoint
 from secure_llm_proxy.audit.proof import PROOF_BYTES_MAX
 from secure_llm_proxy.cli.context import CommandContext, pass_context
+from secure_llm_proxy.cli.handed_file import HandedPath
 from secure_llm_proxy.cli.output import as_cell, json_option, show_json
 from secure_llm_proxy.cli.progress import Progress
 from secure_llm_proxy.cli.whole_file import STANDARD_OUTPUT, whole_file
@@ -85,7 +86,7 @@ class _PublicKey(click.ParamType[str]):
 
 
 @click.command("check-proof")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True))
+@click.argument("file", type=HandedPath())
 @click.option(
     "--genesis",
     "owner",
@@ -95,7 +96,7 @@ class _PublicKey(click.ParamType[str]):
 )
 @json_option
 def check(file: Path, owner: str, *, as_json: bool) -> None:
-    """Check a proof with nothing but the owner's public key: no log, no settings, no network.
+    """Check the proof in FILE (- is standard input) with nothing but the owner's public key: no log, no settings, no network.
 
     Exit code 0 proven, 1 refused, 2 usage, 4 made by a later version.
     """

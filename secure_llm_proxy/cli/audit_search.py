@@ -97,11 +97,13 @@ def filter_of(context: CommandContext, question: Question) -> Selection:
         if isinstance(value, str) and not value.isprintable():
             # Bytes that are no UTF-8 come as lone surrogates, which are not printable either.
             raise click.UsageError(f"The value of --{name.removeprefix('record_')} is not readable text.")
+    persons = _pseudonyms(context, question["person"])
     return Selection(
         since=question["since"],
         until=question["until"],
         user=_user_id(context, question["user"]),
-        person=_pseudonym(context, question["person"]),
+        person=next(iter(persons), None),
+        also=persons[1:],
         project=_project_id(context, question["project"]),
         key=_kid(context, question["key"]),
         model=question["model"],
@@ -132,10 +134,18 @@ def _kid(context: CommandContext, key: str | None) -> str | None:
     return context.database.run(lambda session: context.keys.find_api_key(session, key)).kid
 
 
-def _pseudonym(context: CommandContext, person: str | None) -> str | None:
-    if person is None or _PSEUDONYM.fullmatch(person):
-        return person
-    return pseudonym(context.person_key, person)
+def _pseudonyms(context: CommandContext, person: str | None) -> tuple[str, ...]:
+    """The present one, then those of secrets that were in force before."""
+    if person is None:
+        return ()
+    if _PSEUDONYM.fullmatch(person):
+        return (person,)
+    try:
+        keys = context.person_keys
+    except (OperatorError, ProxyError) as error:
+        warn(f"records of before the last change of SECRET_KEY are not looked for: {error}")
+        keys = (context.person_key,)
+    return tuple(pseudonym(key, person) for key in keys)
 
 
 class _Blind(TypedDict, total=False):

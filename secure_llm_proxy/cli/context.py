@@ -16,11 +16,12 @@ from secure_llm_proxy.cli.output import warn
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
-from secure_llm_proxy.foundation.secret_values import derive_key
+from secure_llm_proxy.foundation.secret_values import RotatedSecret, encryption_key_of, secret_key_of
 from secure_llm_proxy.identity import (
     Accounts,
     ApiKeys,
     Organisations,
+    PersonKeys,
     SecondFactors,
     Sessions,
     SignIn,
@@ -60,57 +61,84 @@ class CommandContext:
         return database
 
     @cached_property
-    def secret_key(self) -> str:
-        secret = self.settings.secrets.secret_key
-        if secret is None:
-            raise OperatorError("SECRET_KEY is missing; make one with: openssl rand -hex 32")
-        return secret.get_secret_value()
+    def secret_key(self) -> RotatedSecret:
+        return secret_key_of(self.settings.secrets)
 
     @cached_property
     def person_key(self) -> bytes:
         """Makes pseudonyms of persons, as the corridor does."""
-        return derive_key(self.secret_key, "slp/person")
+        return self.secret_key.key("slp/person")
+
+    @cached_property
+    def kept_person_keys(self) -> PersonKeys:
+        return PersonKeys(
+            self.clock,
+            seal_key=self.encryption_key.key("slp/person-keys"),
+            previous_seal_keys=self.encryption_key.previous_keys("slp/person-keys"),
+        )
+
+    @cached_property
+    def person_keys(self) -> tuple[bytes, ...]:
+        """`person_key`, and those that made pseudonyms before it: a person has one under each in the audit log."""
+        kept = self.database.run(self.kept_person_keys.all)
+        return tuple(dict.fromkeys((self.person_key, *self.secret_key.previous_keys("slp/person"), *kept)))
 
     @cached_property
     def accounts(self) -> Accounts:
         return Accounts(
             self.settings.identity,
             self.clock,
-            pepper=derive_key(self.secret_key, "slp/key-pepper"),
-            password_pepper=derive_key(self.secret_key, "slp/password-pepper"),
+            pepper=self.secret_key.key("slp/key-pepper"),
+            password_pepper=self.secret_key.key("slp/password-pepper"),
+            previous_peppers=self.secret_key.previous_keys("slp/key-pepper"),
+            previous_password_peppers=self.secret_key.previous_keys("slp/password-pepper"),
         )
 
     @cached_property
     def keys(self) -> ApiKeys:
-        return ApiKeys(self.settings.identity, self.clock, pepper=derive_key(self.secret_key, "slp/key-pepper"))
+        return ApiKeys(
+            self.settings.identity,
+            self.clock,
+            pepper=self.secret_key.key("slp/key-pepper"),
+            previous_peppers=self.secret_key.previous_keys("slp/key-pepper"),
+        )
 
     @cached_property
     def organisations(self) -> Organisations:
         return Organisations(self.clock)
 
     @cached_property
-    def encryption_key(self) -> str:
-        secret = self.settings.secrets.encryption_key
-        if secret is None:
-            raise OperatorError("ENCRYPTION_KEY is missing; make one with: openssl rand -hex 32")
-        return secret.get_secret_value()
+    def encryption_key(self) -> RotatedSecret:
+        return encryption_key_of(self.settings.secrets)
 
     @cached_property
     def second_factors(self) -> SecondFactors:
         return SecondFactors(
             self.settings.identity,
             self.clock,
-            seal_key=derive_key(self.encryption_key, "slp/totp"),
-            pepper=derive_key(self.secret_key, "slp/recovery-pepper"),
+            seal_key=self.encryption_key.key("slp/totp"),
+            pepper=self.secret_key.key("slp/recovery-pepper"),
+            previous_seal_keys=self.encryption_key.previous_keys("slp/totp"),
+            previous_peppers=self.secret_key.previous_keys("slp/recovery-pepper"),
         )
 
     @cached_property
     def stored_providers(self) -> StoredProviders:
-        return StoredProviders(self.database, derive_key(self.encryption_key, "slp/provider-keys"), self.clock)
+        return StoredProviders(
+            self.database,
+            self.encryption_key.key("slp/provider-keys"),
+            self.clock,
+            previous_seal_keys=self.encryption_key.previous_keys("slp/provider-keys"),
+        )
 
     @cached_property
     def sessions(self) -> Sessions:
-        return Sessions(self.settings.identity, self.clock, pepper=derive_key(self.secret_key, "slp/session-pepper"))
+        return Sessions(
+            self.settings.identity,
+            self.clock,
+            pepper=self.secret_key.key("slp/session-pepper"),
+            previous_peppers=self.secret_key.previous_keys("slp/session-pepper"),
+        )
 
     @cached_property
     def sign_in(self) -> SignIn:
@@ -121,7 +149,8 @@ class CommandContext:
             self.accounts,
             self.second_factors,
             self.sessions,
-            pepper=derive_key(self.secret_key, "slp/login-pepper"),
+            pepper=self.secret_key.key("slp/login-pepper"),
+            previous_peppers=self.secret_key.previous_keys("slp/login-pepper"),
         )
 
     def change(

@@ -6,8 +6,6 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import click
@@ -18,13 +16,16 @@ from secure_llm_proxy.audit.segments import host_directory
 from secure_llm_proxy.audit.standing import NOT_ANCHORED, standing_of
 from secure_llm_proxy.audit.state import OLD_S, WriterState, read_state
 from secure_llm_proxy.cli.context import CommandContext, pass_context
-from secure_llm_proxy.cli.output import json_option, show_json, show_table
+from secure_llm_proxy.cli.host.check import Check, Level, as_table
+from secure_llm_proxy.cli.host.places import places_of
+from secure_llm_proxy.cli.output import json_option, show_json
 from secure_llm_proxy.cli.serve import address_of
 from secure_llm_proxy.cli.status import fetch_health
 from secure_llm_proxy.cli.usable_settings import unusable
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.routing import configured_providers, models_file_of
+from secure_llm_proxy.routing.stored_providers import StoredProvider
 from secure_llm_proxy.settings import Settings, SettingsError
 from secure_llm_proxy.settings.loading import load_audit_writer_settings, relaxed_settings
 from secure_llm_proxy.settings.strength import weakness_of
@@ -36,38 +37,29 @@ _PYTHON_MIN = (3, 11)
 _CHECKPOINTS_MISSED = 3
 
 
-class Level(StrEnum):
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "FAILED"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing looked at. `fix` is what to do, empty when nothing is."""
-
-    what: str
-    level: Level
-    found: str
-    fix: str = ""
-
-
 @click.command()
+@click.option(
+    "--production",
+    "for_production",
+    is_flag=True,
+    help="The checklist of a host that serves others, too: files, units, nginx, stores, firewall, backups, people. As root.",
+)
 @json_option
 @pass_context
-def doctor(context: CommandContext, *, as_json: bool) -> None:
-    """Look at everything this product stands on, and tell what to do about what is wrong. Exit 1 when something is."""
-    checks = list(_examine(context))
+def doctor(context: CommandContext, *, for_production: bool, as_json: bool) -> None:
+    """Look at everything this product stands on, and tell what to do about what is wrong. Exit 1 when something is.
+
+    What this user may not see, or this host has no tool for, is `unknown`, which is not ok.
+    """
+    checks = list(_examine(context, for_production=for_production))
     if as_json:
         show_json([{"what": c.what, "level": c.level.value, "found": c.found, "fix": c.fix} for c in checks])
     else:
-        show_table(
-            ("check", "state", "found", "fix"), [(c.what, c.level, c.found, c.fix or None) for c in checks], empty=""
-        )
+        click.echo(as_table(checks))
     sys.exit(1 if any(check.level is Level.FAILED for check in checks) else 0)
 
 
-def _examine(context: CommandContext) -> Iterator[Check]:
+def _examine(context: CommandContext, *, for_production: bool) -> Iterator[Check]:
     yield _python()
     try:
         settings = context.settings
@@ -89,9 +81,15 @@ def _examine(context: CommandContext) -> Iterator[Check]:
     yield _audit_writer(settings)
     yield _disk(settings)
     yield from _evidence(context)
-    yield from _providers(settings)
-    yield from _stored_providers(context)
+    stored = _stored_providers(context)
+    yield from _providers(settings, also_stored=any(definition is not None for _, definition in stored))
+    for shown, definition in stored:
+        yield _stored_provider(settings, shown, definition)
     yield _server(settings)
+    if for_production:
+        from secure_llm_proxy.cli.production.checklist import production_checks  # noqa: PLC0415  asked for by few
+
+        yield from production_checks(context, places_of())
 
 
 def _guarded(what: str, look: Callable[[], Check]) -> Check:
@@ -118,10 +116,16 @@ def _secrets(settings: Settings) -> Iterator[Check]:
         weakness = weakness_of(secret.get_secret_value()) if secret is not None else "is missing"
         if weakness:
             yield Check(
-                name, Level.WARNING, weakness, "make one with: openssl rand -hex 32 (keys made with the old one die)"
+                name, Level.WARNING, weakness, "replace it as docs/operations.md tells, or what was made with it dies"
             )
         else:
             yield Check(name, Level.OK, "strong")
+    for name, others in (
+        ("SECRET_KEY_PREVIOUS", settings.secrets.secret_keys_previous),
+        ("ENCRYPTION_KEY_PREVIOUS", settings.secrets.encryption_keys_previous),
+    ):
+        if others is not None:
+            yield Check(name, Level.WARNING, "is set", "when `manage.py secrets status` says that it can go, remove it")
 
 
 def _files(settings: Settings) -> Iterator[Check]:
@@ -259,7 +263,8 @@ def _anchored(context: CommandContext, state: WriterState) -> Check:
     return Check("audit anchors", Level.WARNING, what, fix.removesuffix("."))
 
 
-def _providers(settings: Settings) -> Iterator[Check]:
+def _providers(settings: Settings, *, also_stored: bool) -> Iterator[Check]:
+    """Those of the environment and the models file; `also_stored`: the database has one that answers, too."""
     try:
         definitions = configured_providers(
             settings.upstream, models_file_of(settings.upstream, production=settings.is_production).providers
@@ -267,36 +272,38 @@ def _providers(settings: Settings) -> Iterator[Check]:
     except OperatorError:
         # Told already, as something with which no server starts.
         return
-    if not definitions:
+    if not definitions and not also_stored:
         yield Check(
             "provider",
             Level.WARNING,
-            "none: the demo model answers",
+            "none: no model is on offer" if settings.is_production else "none: the demo model answers",
             "set LLM_API_URL and LLM_API_KEY, or a provider's key: docs/providers.md",
         )
     for definition in definitions:
         yield _guarded(f"provider {definition.name}", lambda definition=definition: _provider(settings, definition))  # type: ignore[misc]  # mypy#12557
 
 
-def _stored_providers(context: CommandContext) -> Iterator[Check]:
+def _stored_providers(context: CommandContext) -> list[tuple[StoredProvider, ProviderDefinition | None]]:
+    """Those of the database, each with what asks it; without that, its key is missing. Empty when the database has trouble."""
     try:
-        shown = context.database.run(context.stored_providers.list_providers)
         usable = {definition.name: definition for definition in context.stored_providers.definitions()}
+        shown = context.database.run(context.stored_providers.list_providers)
     except (OperatorError, ProxyError):
         # Told already, as the database's trouble.
-        return
-    for each in shown:
-        name = each.definition.name
-        if name in usable:
-            definition = usable[name]
-            yield _guarded(f"provider {name}", lambda definition=definition: _provider(context.settings, definition))  # type: ignore[misc]  # mypy#12557
-        else:
-            yield Check(
-                f"provider {name}",
-                Level.WARNING,
-                f"not asked: its key is {each.key_state}",
-                f"give it one: manage.py providers set-key {name}",
-            )
+        return []
+    return [(each, usable.get(each.definition.name)) for each in shown]
+
+
+def _stored_provider(settings: Settings, shown: StoredProvider, definition: ProviderDefinition | None) -> Check:
+    name = shown.definition.name
+    if definition is not None:
+        return _guarded(f"provider {name}", lambda: _provider(settings, definition))
+    return Check(
+        f"provider {name}",
+        Level.WARNING,
+        f"not asked: its key is {shown.key_state}",
+        f"give it one: manage.py providers set-key {name}",
+    )
 
 
 def _provider(settings: Settings, definition: ProviderDefinition) -> Check:

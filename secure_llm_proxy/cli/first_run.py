@@ -29,14 +29,16 @@ _GENERATED = ("SECRET_KEY", "ENCRYPTION_KEY", "AUDIT_KEK")
 @click.command(name="first-run", hidden=True)
 @host_option
 @port_option
-def first_run(host: str | None, port: int | None) -> None:
+@click.option("--no-serve", is_flag=True, help="Stop when everything is made: what is shown once goes into no log.")
+def first_run(host: str | None, port: int | None, *, no_serve: bool) -> None:
     """Make what is missing (secrets, database, first admin and key, audit log), then serve. Called by scripts/run."""
     env_file = Path(os.environ.get("ENV_FILE", ".env"))
     made_env = write_env(env_file) or complete_env(env_file)
     override_address(host, port)
     context = CommandContext()
     settings = context.settings
-    require_free_address(settings)
+    if not no_serve:
+        require_free_address(settings)
     if made_env:
         click.echo(f"Secrets were generated into {made_env} (readable by you alone).")
     database = Database(settings.database)
@@ -48,6 +50,11 @@ def first_run(host: str | None, port: int | None) -> None:
         click.echo(f"    {genesis.owner_private_key}")
     with running_writer(context.audit_settings):
         key = _first_admin_and_key(context)
+    if no_serve:
+        click.echo(
+            "All is set up; `serve` starts it." if key else "There are users already: no admin and no key was made."
+        )
+        return
     check_and_serve(settings, _how_to_ask(settings, key))
 
 

@@ -11,6 +11,7 @@ import click
 from sqlalchemy.orm import Session
 
 from secure_llm_proxy.cli.context import CommandContext, pass_context
+from secure_llm_proxy.cli.handed_file import HandedFile
 from secure_llm_proxy.cli.output import as_cell, confirm, json_option, show_json, show_table, yes_option
 from secure_llm_proxy.identity import (
     OVERLAP_S_DEFAULT,
@@ -340,7 +341,7 @@ def revoke_api_key(context: CommandContext, key: str | None, key_id: str | None,
 
 
 @click.command("check-leaks")
-@click.argument("files", nargs=-1, required=True, type=click.File("rb"))
+@click.argument("files", nargs=-1, required=True, type=HandedFile("rb"))
 @json_option
 @pass_context
 def check_leaks(context: CommandContext, files: tuple[BinaryIO, ...], *, as_json: bool) -> None:

@@ -128,6 +128,7 @@ COMMANDS = {
         "rotate_api_key",
         "Make a successor of the API key KEY with the same properties, and print it once. The old key ends with the overlap.",
     ),
+    "secrets": ("secrets", "secrets", "Replace SECRET_KEY and ENCRYPTION_KEY while everything goes on."),
     "serve": (
         "serve",
         "serve",
@@ -163,7 +164,11 @@ COMMANDS = {
     ),
 }
 # Asked by programs of ours, not by people.
-HIDDEN_COMMANDS = {"check-settings": ("serve", "check_settings"), "first-run": ("first_run", "first_run")}
+HIDDEN_COMMANDS = {
+    "check-settings": ("serve", "check_settings"),
+    "first-run": ("first_run", "first_run"),
+    "host-backup": ("host_backup.commands", "host_backup"),
+}
 _WITHOUT_CONTEXT = {"serve", "settings", *HIDDEN_COMMANDS}
 
 

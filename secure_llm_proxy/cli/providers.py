@@ -6,7 +6,7 @@ import getpass
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ from secure_llm_proxy.cli.output import (
     show_table,
     yes_option,
 )
+from secure_llm_proxy.cli.outside_places import OutsidePlace, named_places
 from secure_llm_proxy.foundation.cancellation import Cancellation
 from secure_llm_proxy.foundation.errors import OperatorError, ProxyError
 from secure_llm_proxy.foundation.strict_json import JsonObject
@@ -66,6 +67,18 @@ class _Configured:
         if self.stored is not None:
             return self.stored.key_state
         return KeyState.SET if self.definition.keys else KeyState.NOT_NEEDED
+
+
+@dataclass(slots=True)
+class _Place:
+    """What is at a place, and where it was configured."""
+
+    providers: list[str] = field(default_factory=list)
+    purposes: set[str] = field(default_factory=set)
+    sources: set[str] = field(default_factory=set)
+
+    def told(self) -> dict[str, list[str]]:
+        return {"providers": self.providers, "for": sorted(self.purposes), "sources": sorted(self.sources)}
 
 
 def _paths_option(command: Command) -> Command:
@@ -295,16 +308,27 @@ def remove_provider(context: CommandContext, name: str, *, yes: bool) -> None:
 @json_option
 @pass_context
 def egress(context: CommandContext, *, as_json: bool) -> None:
-    """Print host:port of every configured provider, for the firewall: the workers need to reach nothing else outside."""
-    places: dict[tuple[str, int], list[str]] = {}
+    """Print host:port of every place that the product may need to reach, for the firewall: providers, and what settings name.
+
+    Those are the database, Redis, where error reports go, and the syslog of the audit log. It needs to reach nothing else
+    outside but the resolver.
+    """
+    places: dict[OutsidePlace, _Place] = {}
     for each in _configured(context):
         endpoint = _endpoint(context, each.definition)
-        places.setdefault((endpoint.host, endpoint.port), []).append(each.definition.name)
+        place = places.setdefault(OutsidePlace(endpoint.host, endpoint.port), _Place())
+        place.providers.append(each.definition.name)
+        place.purposes.add("provider")
+        place.sources.add(each.definition.source)
+    for where, purpose in named_places(context.settings):
+        place = places.setdefault(where, _Place())
+        place.purposes.add(purpose)
+        place.sources.add("environment")
     if as_json:
-        show_json([{"host": host, "port": port, "providers": names} for (host, port), names in sorted(places.items())])
+        show_json([{**asdict(where), **place.told()} for where, place in sorted(places.items())])
         return
-    for host, port in sorted(places):
-        click.echo(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    for line in sorted({str(where) for where in places}):
+        click.echo(line)
 
 
 def _configured(context: CommandContext) -> list[_Configured]:

@@ -1,19 +1,33 @@
-"""`manage.py settings`: every setting with its default, as a table, as `.env.example` or as documentation."""
+"""`manage.py settings`: every setting with its default, as a table, as `.env.example` or as documentation; or what some of them
+are set to.
+"""
 
 from __future__ import annotations
 
 import click
 import orjson
 
-from secure_llm_proxy.settings import SECTIONS, Setting, settings_of
+from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.settings import SECTIONS, Setting, load_settings, settings_of
 from secure_llm_proxy.settings.registry import as_text
 
 
 @click.command(name="settings")
 @click.option("--format", "form", type=click.Choice(["markdown", "env", "json"]), default="markdown", show_default=True)
-def settings(form: str) -> None:
+@click.option(
+    "--value",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="Print NAME=VALUE as it is in force here instead. May be repeated; no secrets.",
+)
+def settings(form: str, names: tuple[str, ...]) -> None:
     """Print every setting: docs/configuration.md and .env.example are made of this."""
-    if form == "json":
+    if names:
+        values = {name: _value(name) for name in names}
+        lines = "\n".join(f"{name}={value}" for name, value in values.items())
+        click.echo(orjson.dumps(values).decode() if form == "json" else lines)
+    elif form == "json":
         told = [
             {"name": s.name, "synonyms": s.synonyms, "default": s.shown_default, "description": s.description}
             for section in SECTIONS.values()
@@ -22,6 +36,16 @@ def settings(form: str) -> None:
         click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2))
     else:
         click.echo(env_example() if form == "env" else configuration_page(), nl=False)
+
+
+def _value(name: str) -> str:
+    """As one would write it in `.env`. Raises `SettingsError` where nothing could start with the settings."""
+    for section, described in ((section, s) for section, of in SECTIONS.items() for s in settings_of(of)):
+        if name in {described.name, *described.synonyms}:
+            if described.secret:
+                raise OperatorError(f"{name} is a secret, which is never shown")
+            return as_text(getattr(getattr(load_settings(), section), described.field))
+    raise OperatorError(f"{name} is not a setting; manage.py settings lists them")
 
 
 def env_example() -> str:
@@ -52,6 +76,10 @@ def configuration_page() -> str:
         "`FLASK_ENV=production` is the strict profile: it has its own defaults (right column), wants strong secrets and a",
         "provider, and refuses relaxed settings. Lists are separated by commas. An empty value counts as not set; `none` means",
         "nothing, where a list or a path may be nothing.",
+        "",
+        "A running server takes changed settings on SIGHUP, but for `BIND`, `HOST`, `PORT`, `INSTANCE_DIR`, `DATABASE_URL`,",
+        "`GRACEFUL_TIMEOUT_S`, those of the audit log, and whatever stands in its environment: these count from the next start, and",
+        "its log names those that changed. Wrong settings leave the running ones in force.",
     ]
     for title, section in SECTIONS.items():
         lines += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -38,7 +39,7 @@ def show_status(context: CommandContext, *, as_json: bool) -> None:
         "redis": "configured" if settings.redis.url is not None else "not used (one worker)",
         "audit_log": _audit_state(settings),
         "audit_evidence": _audit_evidence(context),
-        "provider": "configured" if settings.upstream.names_a_provider else "none, the demo model answers",
+        "provider": _provider_state(context),
         "relaxed_settings": [f"{name} {why}" for name, why in relaxed_settings(settings)],
     }
     if as_json:
@@ -95,13 +96,19 @@ def fetch_health(settings: Settings, path: str = "/health") -> tuple[int, dict[s
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.server.host, settings.server.host)  # noqa: S104
         connection = http.client.HTTPConnection(host, settings.server.port, timeout=_PATIENCE_S)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=_host_of(settings))
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
     except (http.client.HTTPException, ValueError) as error:
         raise OSError(type(error).__name__) from error
     finally:
         connection.close()
+
+
+def _host_of(settings: Settings) -> dict[str, str]:
+    """A name that the server answers to: any other is refused, and recorded as an attack."""
+    names = settings.limits.server_names
+    return {"Host": names[0].replace("*", "localhost", 1)} if names else {}
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -113,6 +120,15 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(_PATIENCE_S)
         self.sock.connect(str(self._path))
+
+
+def _provider_state(context: CommandContext) -> str:
+    if context.settings.upstream.names_a_provider:
+        return "configured"
+    with suppress(OperatorError, ProxyError):  # the database's trouble, told there
+        if context.stored_providers.definitions():
+            return "stored in the database"
+    return "none, the demo model answers"
 
 
 def _server_state(settings: Settings) -> str:

@@ -112,6 +112,7 @@ class ErrorCode(StrEnum):
     DATABASE_UNAVAILABLE = "database_unavailable"
     MODELS_UNAVAILABLE = "models_unavailable"
     SERVICE_UNAVAILABLE = "service_unavailable"
+    SERVER_STOP = "server_stop"
     CLIENT_GONE = "client_gone"
     INTERNAL_ERROR = "internal_error"
 

@@ -110,15 +110,15 @@ def close_interrupted(house: House, docket: Docket, body: bytes = b"{}") -> None
             record_end(
                 house,
                 docket,
-                EndStatus.INTERNAL_ERROR if docket.sent else EndStatus.NOT_SENT,
+                EndStatus.SERVER_STOP if docket.sent else EndStatus.NOT_SENT,
                 status=503,
-                code=ErrorCode.INTERNAL_ERROR,
+                code=ErrorCode.SERVER_STOP,
                 body=body,
                 wait=False,
             )
         except ProxyError:
             log.error("record not queued", extra={"request_id": docket.inbound.exchange_id})  # noqa: TRY400  the code says it all
-    finish(house, docket, status=503, code=ErrorCode.INTERNAL_ERROR, event=EventName.CHAT_REQUEST)
+    finish(house, docket, status=503, code=ErrorCode.SERVER_STOP, event=EventName.CHAT_REQUEST)
 
 
 def record_end(
@@ -202,6 +202,7 @@ def finish(
     fields = {
         "request_id": inbound.exchange_id,
         "audit_id": docket.audit_id,
+        "edge_id": inbound.edge_id,
         "correlation_id": inbound.correlation_id,
         "endpoint": inbound.door,
         "status": status,
@@ -242,7 +243,7 @@ def end_status_of(docket: Docket, error: ProxyError) -> EndStatus:
     if not docket.sent:
         return EndStatus.NOT_SENT
     if error is docket.stopped:
-        return EndStatus.KILLED
+        return EndStatus.SERVER_STOP if error.code is ErrorCode.SERVER_STOP else EndStatus.KILLED
     if isinstance(error, ClientGone):
         return EndStatus.CLIENT_ABORT
     if isinstance(error, UpstreamTimeout):
@@ -264,6 +265,8 @@ def _record_refusal(house: House, docket: Docket, error: ProxyError, event: Even
     }
     if docket.rule is not None:
         clear["rule"] = docket.rule
+    if docket.inbound.edge_id is not None:
+        clear["eid"] = docket.inbound.edge_id
     body = strict_json.dumps({"from": origin_of(docket)})
     exchange = docket.inbound.exchange_id
     house.journal.record(AuditEvent(record, AuditType.REFUSED, exchange, event, clear, body, indexed_origin(docket)))

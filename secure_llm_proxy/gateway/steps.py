@@ -241,6 +241,9 @@ def audit_intent(house: House, docket: Docket, written: UpstreamRequest) -> None
     clear = {**docket.clear_identity, "dec": "allow", "n_in": len(written.body)}
     if docket.request is not None:
         clear["str"] = docket.request.stream
+    if inbound.edge_id is not None:
+        # By it `audit reconcile` finds the line of nginx's log, also where nginx never saw an answer's id.
+        clear["eid"] = inbound.edge_id
     try:
         house.journal.record(
             AuditEvent(

@@ -1,4 +1,5 @@
-"""Stopping exchanges that run already, when their caller may not go on: killed, revoked, quarantined, locked, logged out.
+"""Stopping exchanges that run already, when their caller may not go on: killed, revoked, quarantined, locked, logged out;
+or all of them, when the worker's time to end is nearly over.
 
 An exchange is entered in `House.running` when its caller is known and taken out when it is closed, which is all that it
 pays (0.1 µs). While any run, the identity room is asked whether it has heard of a change, which costs one row of the
@@ -16,7 +17,7 @@ import gevent
 from gevent.event import Event
 
 from secure_llm_proxy.foundation.clock import Clock
-from secure_llm_proxy.foundation.errors import ProxyError
+from secure_llm_proxy.foundation.errors import ErrorCode, ProxyError, Unavailable
 from secure_llm_proxy.gateway.docket import Docket
 from secure_llm_proxy.vocabulary.caller import KIND_SESSION, Caller
 
@@ -29,6 +30,11 @@ _GRACE_S = 1.0
 # Announcements may come in any number.
 _PAUSE_S = 0.1
 _STOPPED = "stopped"
+_SERVER_STOP = Unavailable(
+    "The server is stopping and could not wait for the end of this answer. Ask again.",
+    code=ErrorCode.SERVER_STOP,
+    retry_after_s=1,
+)
 
 
 class StandingRoom(Protocol):
@@ -93,13 +99,22 @@ class Watch:
                 stopped += self._stop(docket, told[caller.key_id])
         return stopped
 
+    def end_all(self) -> None:
+        """Whatever runs is told that the server stops. Asked again, it tells those that began meanwhile."""
+        for docket in list(self._running.values()):
+            if docket.stopped is None:
+                self._stop(docket, _SERVER_STOP)
+        self._woken.set()
+
     def _stop(self, docket: Docket, error: ProxyError) -> bool:
         """The provider's work ends at once; the exchange's own greenlet tells the client and records the end."""
         cancellation = docket.inbound.cancellation
         if cancellation.raised:
             # The client has left: it ends already.
             return False
-        docket.stopped = type(error)(error.public, code=error.code, detail="stopped while it ran")
+        docket.stopped = type(error)(
+            error.public, code=error.code, detail="stopped while it ran", retry_after_s=error.retry_after_s
+        )
         self._stopped_s[docket.inbound.exchange_id] = self._clock.monotonic_s()
         cancellation.raise_(_STOPPED)
         return True

@@ -42,7 +42,9 @@ from secure_llm_proxy.identity.organisations import (
     ProjectStatus,
 )
 from secure_llm_proxy.identity.passwords import PasswordHash
+from secure_llm_proxy.identity.pepper_use import PepperUse, PepperUses
 from secure_llm_proxy.identity.permissions import ROLE_PERMISSIONS, Permission, may, may_act_on
+from secure_llm_proxy.identity.person_keys import PersonKeys
 from secure_llm_proxy.identity.reach import OrganisationReach
 from secure_llm_proxy.identity.revocations import announce_revocation, listen_for_revocations
 from secure_llm_proxy.identity.second_factors import Enrolment, SecondFactors, SecondFactorState, qr_svg, qr_text
@@ -84,7 +86,10 @@ __all__ = [
     "OrganisationReach",
     "Organisations",
     "PasswordHash",
+    "PepperUse",
+    "PepperUses",
     "Permission",
+    "PersonKeys",
     "Project",
     "ProjectChanges",
     "ProjectStatus",

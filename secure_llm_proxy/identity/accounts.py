@@ -6,6 +6,7 @@ cursors and versions are those of `organisations.py`. A user is meant by id or b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session, joinedload
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.errors import ConflictError, OperatorError
 from secure_llm_proxy.foundation.identifiers import OrganisationId, UserId, new_user_id, ulid
+from secure_llm_proxy.foundation.secret_values import key_mark
 from secure_llm_proxy.identity.api_keys import Kid, digest_of, random_base62
 from secure_llm_proxy.identity.key_rules import objection_to
 from secure_llm_proxy.identity.models import ApiKeyRow, ProjectMemberRow, ProjectRow, SetupTokenRow, UserRow
@@ -83,6 +85,7 @@ class Credentials:
 
     user: User
     password_hash: PasswordHash | None = field(repr=False)
+    has_mark: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +117,27 @@ class UserChanges(TypedDict, total=False):
 class Accounts:
     """Users and passwords of this deployment.
 
-    `pepper` guards one-time tokens, `password_pepper` passwords; both 32 bytes derived from SECRET_KEY.
+    `pepper` guards one-time tokens, `password_pepper` passwords; both 32 bytes derived from SECRET_KEY. What was made under
+    the previous ones is good too.
     """
 
-    def __init__(self, settings: IdentitySettings, clock: Clock, *, pepper: bytes, password_pepper: bytes) -> None:
+    def __init__(
+        self,
+        settings: IdentitySettings,
+        clock: Clock,
+        *,
+        pepper: bytes,
+        password_pepper: bytes,
+        previous_peppers: Sequence[bytes] = (),
+        previous_password_peppers: Sequence[bytes] = (),
+    ) -> None:
         self._settings = settings
         self._clock = clock
-        self._pepper = pepper
+        self._peppers = (pepper, *previous_peppers)
+        self._mark = key_mark(pepper)
+        self._password_mark = key_mark(password_pepper)
         self._rules = PasswordRules(settings)
-        self._vault = PasswordVault(password_pepper)
+        self._vault = PasswordVault(password_pepper, previous_password_peppers)
 
     def hash_password(
         self, password: str, *, username: str, email: str, with_second_factor: bool = False
@@ -139,7 +154,7 @@ class Accounts:
         return self._vault.hash(password)
 
     def hash_again(self, password: str) -> PasswordHash:
-        """Of a password that is the right one already, with today's parameters."""
+        """Of a password that is the right one already, with today's parameters and pepper."""
         return self._vault.hash(password)
 
     def check_password(self, stored: PasswordHash | None, password: str) -> PasswordCheck:
@@ -159,7 +174,11 @@ class Accounts:
         return (
             None
             if row is None
-            else Credentials(_user(row), PasswordHash(row.password_hash) if row.password_hash else None)
+            else Credentials(
+                _user(row),
+                PasswordHash(row.password_hash) if row.password_hash else None,
+                row.password_pepper is not None,
+            )
         )
 
     def create_user(
@@ -185,6 +204,7 @@ class Accounts:
             role=role_named(role),
             status=UserStatus.ACTIVE,
             password_hash=password,
+            password_pepper=None if password is None else self._password_mark,
             organisation_id=organisation_row(session, organisation).id,
             version=1,
             mfa_required=mfa_required,
@@ -322,7 +342,7 @@ class Accounts:
         row = session.scalar(
             select(SetupTokenRow)
             .options(joinedload(SetupTokenRow.user))
-            .where(SetupTokenRow.digest == self._token_digest(token), SetupTokenRow.used_at.is_(None))
+            .where(SetupTokenRow.digest.in_(self._token_digests(token)), SetupTokenRow.used_at.is_(None))
         )
         if row is None or row.expires_at <= self._clock.now():
             raise _token_refused()
@@ -335,7 +355,7 @@ class Accounts:
         holder = self.token_holder(session, token)
         used = session.execute(
             update(SetupTokenRow)
-            .where(SetupTokenRow.digest == self._token_digest(token), SetupTokenRow.used_at.is_(None))
+            .where(SetupTokenRow.digest.in_(self._token_digests(token)), SetupTokenRow.used_at.is_(None))
             .values(used_at=self._clock.now())
             .returning(SetupTokenRow.id)
         ).all()
@@ -356,11 +376,11 @@ class Accounts:
         return _user(row)
 
     def renew_hash(self, session: Session, user_id: UserId, before: PasswordHash, again: PasswordHash) -> bool:
-        """The same password, hashed with today's parameters: nothing ends by it."""
+        """The same password, hashed with today's parameters and pepper: nothing ends by it."""
         renewed = session.execute(
             update(UserRow)
             .where(UserRow.id == user_id, UserRow.password_hash == before)
-            .values(password_hash=again)
+            .values(password_hash=again, password_pepper=self._password_mark)
             .returning(UserRow.id)
             .execution_options(synchronize_session=False)
         ).all()
@@ -388,7 +408,7 @@ class Accounts:
 
     def _store_password(self, session: Session, row: UserRow, password: PasswordHash) -> None:
         now = self._clock.now()
-        row.password_hash = password
+        row.password_hash, row.password_pepper = password, self._password_mark
         row.updated_at = now
         self._void_tokens(session, row, now)
         session.flush()
@@ -406,7 +426,8 @@ class Accounts:
             SetupTokenRow(
                 id="tok_" + ulid(),
                 user=row,
-                digest=self._token_digest(secret),
+                digest=self._token_digests(secret)[0],
+                pepper=self._mark,
                 purpose=purpose,
                 created_at=now,
                 expires_at=expires_at,
@@ -422,8 +443,9 @@ class Accounts:
             .values(used_at=now)
         )
 
-    def _token_digest(self, token: str) -> bytes:
-        return digest_of(self._pepper, token.strip())
+    def _token_digests(self, token: str) -> list[bytes]:
+        """Under the present pepper, then under those before it."""
+        return [digest_of(pepper, token.strip()) for pepper in self._peppers]
 
 
 def _require_another_owner(owners: set[str], row: UserRow) -> None:

@@ -7,7 +7,8 @@ A worker asks the database once per key, and then only what changed (docs/decisi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from hmac import compare_digest
 from typing import TypeVar
@@ -24,14 +25,22 @@ from secure_llm_proxy.foundation.errors import (
     ProxyError,
     Unavailable,
 )
+from secure_llm_proxy.foundation.secret_values import key_mark
 from secure_llm_proxy.identity.accounts import UserStatus
 from secure_llm_proxy.identity.api_keys import KEY_LENGTH, Kid, digest_of, is_kid, kid_of
-from secure_llm_proxy.identity.key_register import LAST_USES_AT_ONCE, FoundKey, KeyRegister
+from secure_llm_proxy.identity.key_register import LAST_USES_AT_ONCE, FoundKey, KeyRegister, Renewal
 from secure_llm_proxy.identity.kill_switches import EVERYTHING, STOPPED, is_announced_subject
 from secure_llm_proxy.identity.names import Role
 from secure_llm_proxy.identity.session_callers import SessionCallers
 from secure_llm_proxy.identity.sessions import SESSION_PREFIX
-from secure_llm_proxy.identity.verified_keys import KeyRecord, KnownKey, RefusedKeys, VerifiedKeys, known_key
+from secure_llm_proxy.identity.verified_keys import (
+    KeyRecord,
+    KnownKey,
+    RefusedKeys,
+    VerifiedKeys,
+    known_key,
+    renewed,
+)
 from secure_llm_proxy.settings import IdentitySettings
 from secure_llm_proxy.vocabulary.caller import ANONYMOUS_KEY_ID, KIND_SESSION, SCOPE_CHAT, SCOPE_MODELS, Caller
 
@@ -91,12 +100,18 @@ class Identity:
         pepper: bytes,
         clock: Clock,
         session_callers: SessionCallers | None = None,
+        previous_peppers: Sequence[bytes] = (),
     ) -> None:
-        """Without `session_callers` a session's token is no good."""
+        """Without `session_callers` a session's token is no good. Keys stored under one of `previous_peppers` are good too, and
+        stored under `pepper` from their next use on.
+        """
         self._settings = settings
         self._session_callers = session_callers
         self._register = KeyRegister(database)
         self._pepper = pepper
+        self._mark = key_mark(pepper)
+        self._previous_peppers = tuple(previous_peppers)
+        self._renewals: dict[Kid, Renewal] = {}
         self._clock = clock
         self._known = VerifiedKeys(_KEYS_REMEMBERED, _MEMORY_BYTES_MAX)
         self._ready = self._known.ready
@@ -220,20 +235,37 @@ class Identity:
         return codes
 
     def flush_last_used(self) -> int:
-        """Write when keys were last used, a thousand in a transaction; how many were written.
+        """Write when keys were last used, a thousand in a transaction; how many were written. Before that, keys that were
+        found under a previous pepper are stored under the present one.
 
         Database away: nothing is lost, the next flush writes it.
         """
+        if not self._flush_renewals():
+            return 0
         batch, self._last_used = self._last_used, {}
         uses = sorted(batch.items())
         for begin in range(0, len(uses), LAST_USES_AT_ONCE):
             try:
-                self._register.write_last_uses(uses[begin : begin + LAST_USES_AT_ONCE])
+                self._register.write_last_uses(uses[begin : begin + LAST_USES_AT_ONCE], self._mark)
             except Unavailable as error:
                 self._last_used = {**dict(uses[begin:]), **self._last_used}
                 log.warning("last use of keys could not be written, kept for later", extra={"cause": error.detail})
                 return begin
         return len(uses)
+
+    def _flush_renewals(self) -> bool:
+        batch, self._renewals = self._renewals, {}
+        renewals = sorted(batch.items())
+        for begin in range(0, len(renewals), LAST_USES_AT_ONCE):
+            try:
+                self._register.write_renewals(renewals[begin : begin + LAST_USES_AT_ONCE], self._mark)
+            except Unavailable as error:
+                self._renewals = {**dict(renewals[begin:]), **self._renewals}
+                log.warning(
+                    "keys could not be stored under the new pepper, kept for later", extra={"cause": error.detail}
+                )
+                return False
+        return True
 
     def _without_key(self) -> Caller:
         if not self._settings.authentication_required:
@@ -267,25 +299,34 @@ class Identity:
         if (kid := kid_of(credential)) is None:
             raise _incorrect()
         digest = digest_of(self._pepper, credential)
+        earlier = tuple(digest_of(pepper, credential) for pepper in self._previous_peppers)
         heard = self._heard
         try:
-            return self._recognised(kid, digest)
+            return self._recognised(kid, digest, earlier)
         finally:
             # A change heard of while we waited may be of this key, whose answer may be the one from before: who looks after
             # running exchanges has to look again, since ours begins only now.
             if heard != self._heard:
                 self._heard += 1
 
-    def _recognised(self, kid: Kid, digest: bytes) -> KnownKey:
+    def _recognised(self, kid: Kid, digest: bytes, earlier: tuple[bytes, ...]) -> KnownKey:
         now_s = self._clock.monotonic_s()
-        known = self._known.get(kid, digest)
+        known = self._remembered(kid, digest, earlier)
         if known is not None and now_s > self._ask_at_s:
             self._ask_for_changes(now_s)
-            known = self._known.get(kid, digest)
+            known = self._remembered(kid, digest, earlier)
         if known is None:
-            known = self._looked_up(kid, digest, now_s)
+            known = self._looked_up(kid, digest, earlier, now_s)
         if known is None:
             raise _incorrect()
+        return known
+
+    def _remembered(self, kid: Kid, digest: bytes, earlier: tuple[bytes, ...]) -> KnownKey | None:
+        known = self._known.get(kid, digest)
+        for old in earlier:
+            if known is None and (record := self._known.record(kid, old)) is not None:
+                self._renewals[kid] = Renewal(old, digest)
+                known = self._known.put(kid, renewed(record, digest))
         return known
 
     def _ask_for_changes(self, now_s: float) -> None:
@@ -339,20 +380,20 @@ class Identity:
         self._confirmed_s = asked_s
         self._ask_at_s = asked_s + _ASK_AT_PART * self._settings.cache_s
 
-    def _looked_up(self, kid: Kid, digest: bytes, now_s: float) -> KnownKey | None:
+    def _looked_up(self, kid: Kid, digest: bytes, earlier: tuple[bytes, ...], now_s: float) -> KnownKey | None:
         if self._refused.holds(digest, now_s):
             return None
         if self._away and now_s < self._probe_at_s:
             raise _away("not asked again yet")
         flight = self._flights.get(digest)
-        return flight.get() if flight is not None else self._look_up_for_all(kid, digest)
+        return flight.get() if flight is not None else self._look_up_for_all(kid, digest, earlier)
 
-    def _look_up_for_all(self, kid: Kid, digest: bytes) -> KnownKey | None:
+    def _look_up_for_all(self, kid: Kid, digest: bytes, earlier: tuple[bytes, ...]) -> KnownKey | None:
         """One greenlet asks; whoever brings the same key meanwhile gets the same answer."""
         flight: AsyncResult[KnownKey | None] = AsyncResult()
         self._flights[digest] = flight
         try:
-            known = self._look_up(kid, digest)
+            known = self._look_up(kid, digest, earlier)
         except Exception as error:
             flight.set_exception(error)
             raise
@@ -364,13 +405,16 @@ class Identity:
         flight.set(known)
         return known
 
-    def _look_up(self, kid: Kid, digest: bytes) -> KnownKey | None:
+    def _look_up(self, kid: Kid, digest: bytes, earlier: tuple[bytes, ...]) -> KnownKey | None:
         asked_s = self._clock.monotonic_s()
         forgotten = self._forgotten
         after, self._page_after = self._page_after, None
         size = min(_PAGE_SIZE * len(self._flights), _PAGE_SIZE_MAX)
         try:
             found = self._asked(lambda: self._register.find(kid, digest, after=after, page_size=size))
+            for old in earlier:
+                if found is None:
+                    found = self._found_earlier(kid, digest, old, after, size)
         except BaseException:
             self._turn_page(after)
             raise
@@ -384,6 +428,14 @@ class Identity:
         if forgotten != self._forgotten or found.revision < self._revision:
             return known_key(kid, found.record)
         return self._remember(kid, found, asked_s)
+
+    def _found_earlier(self, kid: Kid, digest: bytes, old: bytes, after: str | None, size: int) -> FoundKey | None:
+        """The key as if it were stored under the present pepper already, which the next flush sees to."""
+        found = self._asked(lambda: self._register.find(kid, old, after=after, page_size=size))
+        if found is None:
+            return None
+        self._renewals[kid] = Renewal(old, digest)
+        return replace(found, record=renewed(found.record, digest))
 
     def _remember(self, kid: Kid, found: FoundKey, asked_s: float) -> KnownKey:
         if not self._known and found.revision != self._revision:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, aliased
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.errors import ConflictError, OperatorError
 from secure_llm_proxy.foundation.identifiers import KeyId, OrganisationId, ProjectId, UserId
+from secure_llm_proxy.foundation.secret_values import key_mark
 from secure_llm_proxy.identity.api_keys import DrawnKey, KeyKind, Kid, digest_of, draw_api_key
 from secure_llm_proxy.identity.key_rules import (
     checked_addresses,
@@ -127,12 +128,18 @@ class KeyChanges(TypedDict, total=False):
 
 
 class ApiKeys:
-    """The keys of this deployment. `pepper` guards them, 32 bytes derived from SECRET_KEY."""
+    """The keys of this deployment. `pepper` guards them, 32 bytes derived from SECRET_KEY; those stored under a previous one
+    are recognised too.
+    """
 
-    def __init__(self, settings: IdentitySettings, clock: Clock, *, pepper: bytes) -> None:
+    def __init__(
+        self, settings: IdentitySettings, clock: Clock, *, pepper: bytes, previous_peppers: Sequence[bytes] = ()
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._pepper = pepper
+        self._previous_peppers = tuple(previous_peppers)
+        self._mark = key_mark(pepper)
 
     def create_api_key(
         self,
@@ -179,6 +186,7 @@ class ApiKeys:
             project_id=place.id,
             name=checked_name(name),
             digest=digest_of(self._pepper, drawn.secret),
+            pepper=self._mark,
             scopes=checked_scopes(scopes, kind, role),
             models=checked_models(models),
             requests_per_minute=checked_rate(requests_per_minute),
@@ -314,6 +322,7 @@ class ApiKeys:
             project_id=old.project_id,
             name=old.name,
             digest=digest_of(self._pepper, drawn.secret),
+            pepper=self._mark,
             scopes=old.scopes,
             models=old.models,
             requests_per_minute=old.requests_per_minute,
@@ -374,7 +383,8 @@ class ApiKeys:
 
     def recognised(self, session: Session, credentials: Sequence[str]) -> dict[str, ApiKey]:
         """Which of these whole keys are of this deployment, by the key: known by all of it, not by its public part."""
-        digests = {digest_of(self._pepper, credential): credential for credential in credentials}
+        peppers = (self._pepper, *self._previous_peppers)
+        digests = {digest_of(pepper, credential): credential for pepper in peppers for credential in credentials}
         if not digests:
             return {}
         kids = [credential.split("_", 3)[2] for credential in credentials]

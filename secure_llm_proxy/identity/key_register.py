@@ -175,7 +175,11 @@ _LAST_USES_ON_SQLITE = (
         ApiKeyRow.last_used_at.is_(None)
         | (ApiKeyRow.last_used_at < bindparam("at", type_=ApiKeyRow.last_used_at.type)),
     )
-    .values(last_used_at=bindparam("at", type_=ApiKeyRow.last_used_at.type))
+    .values(
+        last_used_at=bindparam("at", type_=ApiKeyRow.last_used_at.type),
+        # Who used it was recognised by the digest that stands there: of one without a mark it is told now whose it is.
+        pepper=func.coalesce(ApiKeyRow.pepper, bindparam("mark", type_=Text)),
+    )
 )
 # Locked in one order everywhere: two workers that write the same keys must not wait for each other crosswise.
 _LAST_USES_ON_POSTGRESQL = text(
@@ -183,8 +187,28 @@ _LAST_USES_ON_POSTGRESQL = text(
     held AS MATERIALIZED (
         SELECT kid FROM api_keys WHERE kid IN (SELECT used.kid FROM used) ORDER BY kid FOR NO KEY UPDATE
     )
-    UPDATE api_keys SET last_used_at = used.at FROM used JOIN held ON held.kid = used.kid
+    UPDATE api_keys SET last_used_at = used.at, pepper = coalesce(api_keys.pepper, :mark)
+    FROM used JOIN held ON held.kid = used.kid
     WHERE api_keys.kid = held.kid AND (api_keys.last_used_at IS NULL OR api_keys.last_used_at < used.at)"""
+)
+# Only over the digest that was recognised: whoever was quicker has stored the same, or another deployment's pepper.
+_RENEWALS_ON_SQLITE = (
+    update(ApiKeyRow.__table__)  # type: ignore[arg-type]  # as above
+    .where(ApiKeyRow.kid == bindparam("of_kid"), ApiKeyRow.digest == bindparam("old"))
+    .values(digest=bindparam("new"), pepper=bindparam("mark"))
+)
+# One statement: with several, we would hold the revision's row while waiting for a key's, and others the other way round.
+_RENEWALS_ON_POSTGRESQL = text(
+    """WITH renewed AS MATERIALIZED (
+        SELECT kid, decode(old, 'hex') AS old, decode(new, 'hex') AS new
+        FROM unnest(CAST(:kids AS text[]), CAST(:olds AS text[]), CAST(:news AS text[])) AS renewed(kid, old, new)
+    ),
+    held AS MATERIALIZED (
+        SELECT kid FROM api_keys WHERE kid IN (SELECT renewed.kid FROM renewed) ORDER BY kid FOR NO KEY UPDATE
+    )
+    UPDATE api_keys SET digest = renewed.new, pepper = :mark
+    FROM renewed JOIN held ON held.kid = renewed.kid
+    WHERE api_keys.kid = held.kid AND api_keys.digest = renewed.old"""
 )
 
 
@@ -204,6 +228,14 @@ class FoundKey:
     record: KeyRecord = field(repr=False)
     revision: int
     page: KeyPage | None
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """The digest that a key is stored by, and the one of the same key under the present pepper."""
+
+    old: bytes = field(repr=False)
+    new: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,9 +289,15 @@ class KeyRegister:
             rows += self._database.run(partial(_all_rows, statement=statement, parameters=some))
         return rows
 
-    def write_last_uses(self, uses: Sequence[tuple[Kid, datetime]]) -> None:
-        """Each key was last used at that moment, unless a later one stands there. At most `LAST_USES_AT_ONCE`."""
-        self._database.run(lambda session: self._write_last_uses(session, uses))
+    def write_last_uses(self, uses: Sequence[tuple[Kid, datetime]], mark: str) -> None:
+        """Each key was last used at that moment, unless a later one stands there, and recognised under the pepper of `mark`.
+        At most `LAST_USES_AT_ONCE`.
+        """
+        self._database.run(lambda session: self._write_last_uses(session, uses, mark))
+
+    def write_renewals(self, renewals: Sequence[tuple[Kid, Renewal]], mark: str) -> None:
+        """Each key is stored by its new digest, under the pepper of `mark`. At most `LAST_USES_AT_ONCE`, in order."""
+        self._database.run(lambda session: self._write_renewals(session, renewals, mark))
 
     def _find(self, session: Session, kid: Kid, digest: bytes, after: str | None, page_size: int) -> FoundKey | None:
         rows = self._one.rows(session, kid=kid, digest=digest)
@@ -282,12 +320,25 @@ class KeyRegister:
         kids = [kid for (kid,) in self._changed_keys.rows(session, since=since)]
         return Changes(revision, kids if len(kids) <= _CHANGES_MAX and EVERY_KEY not in kids else None)
 
-    def _write_last_uses(self, session: Session, uses: Sequence[tuple[Kid, datetime]]) -> None:
+    def _write_last_uses(self, session: Session, uses: Sequence[tuple[Kid, datetime]], mark: str) -> None:
         if self._database.is_sqlite:
-            session.connection().execute(_LAST_USES_ON_SQLITE, [{"of_kid": kid, "at": moment} for kid, moment in uses])
+            rows = [{"of_kid": kid, "at": moment, "mark": mark} for kid, moment in uses]
+            session.connection().execute(_LAST_USES_ON_SQLITE, rows)
         else:
             kids, moments = [kid for kid, _ in uses], [moment for _, moment in uses]
-            session.connection().execute(_LAST_USES_ON_POSTGRESQL, {"kids": kids, "moments": moments})
+            session.connection().execute(_LAST_USES_ON_POSTGRESQL, {"kids": kids, "moments": moments, "mark": mark})
+
+    def _write_renewals(self, session: Session, renewals: Sequence[tuple[Kid, Renewal]], mark: str) -> None:
+        if self._database.is_sqlite:
+            rows = [{"of_kid": kid, "old": each.old, "new": each.new, "mark": mark} for kid, each in renewals]
+            session.connection().execute(_RENEWALS_ON_SQLITE, rows)
+        else:
+            columns = {
+                "kids": [kid for kid, _ in renewals],
+                "olds": [each.old.hex() for _, each in renewals],
+                "news": [each.new.hex() for _, each in renewals],
+            }
+            session.connection().execute(_RENEWALS_ON_POSTGRESQL, {**columns, "mark": mark})
 
 
 def _key_page(rows: Sequence[Row[Any]], page_size: int) -> KeyPage:

@@ -7,6 +7,7 @@ They give nothing by themselves: an attacker elsewhere can't hold them up by fai
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy import delete, select
@@ -25,25 +26,28 @@ _PER_USER_MAX = 50
 
 
 class KnownDevices:
-    """Devices and places of this deployment's users. `pepper` is 32 bytes derived from SECRET_KEY."""
+    """Devices and places of this deployment's users. `pepper` is 32 bytes derived from SECRET_KEY; who is known under a
+    previous one is known, and under the present one from the next sign-in on.
+    """
 
-    def __init__(self, clock: Clock, *, pepper: bytes) -> None:
+    def __init__(self, clock: Clock, *, pepper: bytes, previous_peppers: Sequence[bytes] = ()) -> None:
         self._clock = clock
-        self._pepper = pepper
+        self._peppers = (pepper, *previous_peppers)
 
     def knows_device(self, session: Session, user_id: str, device: str | None) -> bool:
         """Whether that user has signed in with this device token."""
-        return self._knows(session, user_id, self._of_device(device or ""))
+        return self._knows(session, user_id, [_of_device(pepper, device or "") for pepper in self._peppers])
 
     def knows_place(self, session: Session, user_id: str, place: str) -> bool:
-        return self._knows(session, user_id, self._of_place(user_id, place))
+        return self._knows(session, user_id, [_of_place(pepper, user_id, place) for pepper in self._peppers])
 
     def remember(self, session: Session, user_id: str, device: str | None, place: str) -> str | None:
         """Device and place are known for 90 days from now. Returns the token of a new device, None when it was known."""
         secret = None
         if device is None or not self.knows_device(session, user_id, device):
             device = secret = _PREFIX + random_base62(_SECRET_LENGTH)
-        for digest in (self._of_device(device), self._of_place(user_id, place)):
+        pepper = self._peppers[0]
+        for digest in (_of_device(pepper, device), _of_place(pepper, user_id, place)):
             self._store(session, user_id, digest)
         beyond = (
             select(KnownDeviceRow.id)
@@ -66,18 +70,22 @@ class KnownDevices:
             )
         )
 
-    def _knows(self, session: Session, user_id: str, digest: bytes) -> bool:
+    def _knows(self, session: Session, user_id: str, digests: list[bytes]) -> bool:
         found = session.scalar(
-            select(KnownDeviceRow.id).where(
-                KnownDeviceRow.digest == digest,
+            select(KnownDeviceRow.id)
+            .where(
+                KnownDeviceRow.digest.in_(digests),
                 KnownDeviceRow.user_id == user_id,
                 KnownDeviceRow.expires_at > self._clock.now(),
             )
+            .limit(1)
         )
         return found is not None
 
-    def _of_device(self, device: str) -> bytes:
-        return hmac.digest(self._pepper, b"device\0" + device.encode("utf-8", "surrogatepass"), "sha256")
 
-    def _of_place(self, user_id: str, place: str) -> bytes:
-        return hmac.digest(self._pepper, f"place\0{user_id}\0{place}".encode(), "sha256")
+def _of_device(pepper: bytes, device: str) -> bytes:
+    return hmac.digest(pepper, b"device\0" + device.encode("utf-8", "surrogatepass"), "sha256")
+
+
+def _of_place(pepper: bytes, user_id: str, place: str) -> bytes:
+    return hmac.digest(pepper, f"place\0{user_id}\0{place}".encode(), "sha256")

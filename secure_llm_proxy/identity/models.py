@@ -8,6 +8,8 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from secure_llm_proxy.foundation.database import Model, PrimaryKey, Timestamp
 from secure_llm_proxy.identity.change_triggers import install_with_tables
 
+_MARK = "under which pepper it was made (key_mark); null: before that was noted"
+
 
 class OrganisationRow(Model):
     """Who owns projects and users. Nobody but an owner sees beyond the own one."""
@@ -77,6 +79,7 @@ class UserRow(Model):
     password_hash: Mapped[str | None] = mapped_column(
         String(255), comment="Argon2id of an HMAC of the password; null until one is set"
     )
+    password_pepper: Mapped[str | None] = mapped_column(String(8), comment=_MARK)
     mfa_required: Mapped[bool] = mapped_column(
         default=False, comment="must have a second factor whatever the deployment asks of the role"
     )
@@ -98,6 +101,7 @@ class SetupTokenRow(Model):
     id: Mapped[PrimaryKey]
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True, comment="HMAC-SHA256 of the token")
+    pepper: Mapped[str | None] = mapped_column(String(8), comment=_MARK)
     purpose: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[Timestamp]
     expires_at: Mapped[Timestamp]
@@ -125,6 +129,7 @@ class ApiKeyRow(Model):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="RESTRICT"), index=True)
     name: Mapped[str] = mapped_column(String(100))
     digest: Mapped[bytes] = mapped_column(LargeBinary(32), comment="HMAC-SHA256 of the whole key")
+    pepper: Mapped[str | None] = mapped_column(String(8), comment=_MARK)
     scopes: Mapped[list[str]] = mapped_column(JSON)
     models: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True), comment="null: every model")
     requests_per_minute: Mapped[int | None] = mapped_column(comment="null: the project's or the deployment's limit")
@@ -180,6 +185,7 @@ class RecoveryCodeRow(Model):
     id: Mapped[PrimaryKey]
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True, comment="HMAC-SHA256 of user and code")
+    pepper: Mapped[str | None] = mapped_column(String(8), comment=_MARK)
     created_at: Mapped[Timestamp]
     used_at: Mapped[Timestamp | None]
 
@@ -196,6 +202,7 @@ class SessionRow(Model):
     id: Mapped[PrimaryKey]
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     digest: Mapped[bytes] = mapped_column(LargeBinary(32), unique=True, comment="HMAC-SHA256 of the session's secret")
+    pepper: Mapped[str | None] = mapped_column(String(8), comment=_MARK)
     kind: Mapped[str] = mapped_column(String(8), comment="browser: a cookie; token: a header")
     state: Mapped[str] = mapped_column(String(8))
     address: Mapped[str] = mapped_column(String(45))
@@ -233,6 +240,16 @@ class KnownDeviceRow(Model):
     )
     created_at: Mapped[Timestamp]
     expires_at: Mapped[Timestamp] = mapped_column(index=True)
+
+
+class PersonKeyRow(Model):
+    """What once made pseudonyms of persons, so that they are found, and can be erased, in older records of the audit log."""
+
+    __tablename__ = "person_keys"
+
+    mark: Mapped[str] = mapped_column(String(8), primary_key=True, comment="of the key, and tells nothing of it")
+    sealed_key: Mapped[bytes] = mapped_column(LargeBinary(255), comment="sealed under ENCRYPTION_KEY")
+    created_at: Mapped[Timestamp]
 
 
 class IdentityRevisionRow(Model):

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
@@ -107,10 +107,12 @@ class PasswordVault:
     """Hashes and checks passwords, at most four at a time, in threads of its own so that an event loop goes on.
 
     `checks_made` counts the Argon2 verifications: who asks for an unknown user must cause as many as for a known one.
+    A password that was hashed under one of `previous_peppers` is the right one, and outdated; a wrong one costs a
+    verification more for each of them.
     """
 
-    def __init__(self, pepper: bytes) -> None:
-        self._pepper = pepper
+    def __init__(self, pepper: bytes, previous_peppers: Sequence[bytes] = ()) -> None:
+        self._peppers = (pepper, *previous_peppers)
         self._argon2 = PasswordHasher(_PASSES, _MEMORY_KIB, _LANES, type=Type.ID)
         self._threads: ThreadPool | None = None
         # Nobody's: salt and hash are drawn, so that the first unknown user costs no more than the others.
@@ -118,17 +120,17 @@ class PasswordVault:
         self.checks_made = 0
 
     def hash(self, password: str) -> PasswordHash:
-        return PasswordHash(self._run(self._argon2.hash, self._peppered(password)))
+        return PasswordHash(self._run(self._argon2.hash, _peppered(self._peppers[0], password)))
 
     def check(self, stored: str | None, password: str) -> PasswordCheck:
         """Compare with a stored hash; None (no such user, no password yet) costs the same work and is WRONG."""
-        self.checks_made += 1
-        if stored is None:
-            self._run(self._verified, self._decoy, self._peppered(password))
-            return PasswordCheck.WRONG
-        if not self._run(self._verified, stored, self._peppered(password)):
-            return PasswordCheck.WRONG
-        return PasswordCheck.OUTDATED if self._argon2.check_needs_rehash(stored) else PasswordCheck.RIGHT
+        for pepper in self._peppers:
+            self.checks_made += 1
+            matches = self._run(self._verified, self._decoy if stored is None else stored, _peppered(pepper, password))
+            if matches and stored is not None:
+                outdated = pepper is not self._peppers[0] or self._argon2.check_needs_rehash(stored)
+                return PasswordCheck.OUTDATED if outdated else PasswordCheck.RIGHT
+        return PasswordCheck.WRONG
 
     def _verified(self, stored: str, peppered: str) -> bool:
         try:
@@ -138,16 +140,15 @@ class PasswordVault:
         except (VerificationError, InvalidHashError) as error:
             raise OperatorError("A stored password hash is damaged; set a new password with reset-password.") from error
 
-    def _peppered(self, password: str) -> str:
-        return base64.b64encode(
-            hmac.digest(self._pepper, password.encode("utf-8", "surrogatepass"), hashlib.sha256)
-        ).decode()
-
     def _run(self, work: Callable[..., T], *arguments: str) -> T:
         if self._threads is None:
             self._threads = ThreadPool(_CONCURRENT_HASHES)
         result: T = self._threads.apply(work, arguments)
         return result
+
+
+def _peppered(pepper: bytes, password: str) -> str:
+    return base64.b64encode(hmac.digest(pepper, password.encode("utf-8", "surrogatepass"), hashlib.sha256)).decode()
 
 
 def _unpadded(size: int) -> str:

@@ -13,19 +13,20 @@ import hmac
 import io
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import pyotp
 import segno
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, InvalidRequest, PermissionDenied
 from secure_llm_proxy.foundation.identifiers import ulid
+from secure_llm_proxy.foundation.sealed_columns import Seal, Sealing, sealing_of
+from secure_llm_proxy.foundation.secret_values import key_mark
 from secure_llm_proxy.foundation.upserts import insert_into
 from secure_llm_proxy.identity.models import RecoveryCodeRow, TotpFactorRow, UserRow
 from secure_llm_proxy.identity.sessions import end_sessions_of
@@ -37,8 +38,6 @@ STEP_S = 30
 LOGIN_REFUSED = "The username, password or code is not right."
 _CODE_LENGTH = 6
 _ASCII_DIGITS = frozenset("0123456789")
-_SEALED_FORM = b"\x01"
-_NONCE_BYTES = 12
 _RECOVERY_CODES = 10
 # 15 bytes are 120 bits and exactly 24 characters of base32.
 _RECOVERY_CODE_BYTES = 15
@@ -63,13 +62,25 @@ class SecondFactorState:
 
 
 class SecondFactors:
-    """Second factors of this deployment. `seal_key` is 32 bytes of ENCRYPTION_KEY, `pepper` 32 of SECRET_KEY."""
+    """Second factors of this deployment. `seal_key` is 32 bytes of ENCRYPTION_KEY, `pepper` 32 of SECRET_KEY; what was made
+    under the previous ones is good too.
+    """
 
-    def __init__(self, settings: IdentitySettings, clock: Clock, *, seal_key: bytes, pepper: bytes) -> None:
+    def __init__(
+        self,
+        settings: IdentitySettings,
+        clock: Clock,
+        *,
+        seal_key: bytes,
+        pepper: bytes,
+        previous_seal_keys: Sequence[bytes] = (),
+        previous_peppers: Sequence[bytes] = (),
+    ) -> None:
         self._settings = settings
         self._clock = clock
-        self._seal = AESGCM(seal_key)
-        self._pepper = pepper
+        self._seal = Seal(seal_key, previous_seal_keys)
+        self._peppers = (pepper, *previous_peppers)
+        self._mark = key_mark(pepper)
 
     def begin(self, session: Session, user_id: str) -> Enrolment:
         """A new secret, which counts from `confirm` on. Replaces one that was never confirmed.
@@ -104,9 +115,7 @@ class SecondFactors:
         `AuthenticationFailed(login_failed)` when it is not right or nothing was begun.
         """
         sealed = session.scalar(
-            select(TotpFactorRow.sealed_secret).where(
-                TotpFactorRow.user_id == user_id, TotpFactorRow.confirmed_at.is_(None)
-            )
+            _sealed_secret(user_id).where(TotpFactorRow.confirmed_at.is_(None)),
         )
         step = self._step_of(code, self._opened(sealed, user_id))
         confirmed = None
@@ -137,9 +146,7 @@ class SecondFactors:
         (OpenBao GO-2025-3855).
         """
         sealed = session.scalar(
-            select(TotpFactorRow.sealed_secret).where(
-                TotpFactorRow.user_id == user_id, TotpFactorRow.confirmed_at.is_not(None)
-            )
+            _sealed_secret(user_id).where(TotpFactorRow.confirmed_at.is_not(None)),
         )
         step = self._step_of(code, self._opened(sealed, user_id))
         if step is None:
@@ -166,7 +173,7 @@ class SecondFactors:
             update(RecoveryCodeRow)
             .where(
                 RecoveryCodeRow.user_id == user_id,
-                RecoveryCodeRow.digest == self._digest(user_id, plain),
+                RecoveryCodeRow.digest.in_([_digest(pepper, user_id, plain) for pepper in self._peppers]),
                 RecoveryCodeRow.used_at.is_(None),
             )
             .values(used_at=self._clock.now())
@@ -215,20 +222,40 @@ class SecondFactors:
         )
         return SecondFactorState(confirmed_at is not None, confirmed_at, left or 0)
 
+    def sealing(self, session: Session) -> Sealing:
+        """Under which keys the secrets are sealed."""
+        rows = session.execute(select(TotpFactorRow.user_id, TotpFactorRow.sealed_secret))
+        opened = [self._seal.opened(sealed, _bound_to(user_id)) for user_id, sealed in rows]
+        return sealing_of(opened)
+
+    def seal_again(self, session: Session) -> int:
+        """Seal under the present key what stands under a previous one; how many. Nothing ends by it."""
+        count = 0
+        for row in session.scalars(select(TotpFactorRow).order_by(TotpFactorRow.user_id).with_for_update()):
+            opened = self._seal.opened(row.sealed_secret, _bound_to(row.user_id))
+            if opened is not None and not opened.is_present:
+                row.sealed_secret = self._seal.sealed(opened.content, _bound_to(row.user_id))
+                count += 1
+        session.flush()
+        return count
+
     def _replace_recovery_codes(self, session: Session, user_id: str) -> tuple[str, ...]:
         now = self._clock.now()
         session.execute(delete(RecoveryCodeRow).where(RecoveryCodeRow.user_id == user_id))
         codes = [base64.b32encode(os.urandom(_RECOVERY_CODE_BYTES)).decode() for _ in range(_RECOVERY_CODES)]
         session.add_all(
-            RecoveryCodeRow(id="rec_" + ulid(), user_id=user_id, digest=self._digest(user_id, code), created_at=now)
+            RecoveryCodeRow(
+                id="rec_" + ulid(),
+                user_id=user_id,
+                digest=_digest(self._peppers[0], user_id, code),
+                pepper=self._mark,
+                created_at=now,
+            )
             for code in codes
         )
         session.flush()
         groups = range(0, _RECOVERY_CODE_LENGTH, _RECOVERY_GROUP)
         return tuple("-".join(code[start : start + _RECOVERY_GROUP] for start in groups) for code in codes)
-
-    def _digest(self, user_id: str, code: str) -> bytes:
-        return hmac.digest(self._pepper, f"{user_id}\0{code}".encode(), "sha256")
 
     def _step_of(self, code: str, secret: str | None) -> int | None:
         """The time step whose code this is; None when it is none that counts now. Without a secret the same work."""
@@ -243,22 +270,20 @@ class SecondFactors:
         return found if well_formed and secret is not None else None
 
     def _sealed(self, secret: str, user_id: str) -> bytes:
-        nonce = os.urandom(_NONCE_BYTES)
-        return _SEALED_FORM + nonce + self._seal.encrypt(nonce, secret.encode(), _SEALED_FORM + _bound_to(user_id))
+        return self._seal.sealed(secret.encode(), _bound_to(user_id))
 
     def _opened(self, sealed: bytes | None, user_id: str) -> str | None:
         """None also when it was sealed for another user or under another key, which the operator is told."""
         if sealed is None:
             return None
-        form, nonce, ciphertext = sealed[:1], sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
-        try:
-            return self._seal.decrypt(nonce, ciphertext, form + _bound_to(user_id)).decode()
-        except (InvalidTag, ValueError):
-            log.error(  # noqa: TRY400  the traceback would tell nothing
+        opened = self._seal.opened(sealed, _bound_to(user_id))
+        if opened is None:
+            log.error(
                 "a second factor's secret can't be opened: ENCRYPTION_KEY is another one, or the row was moved",
                 extra={"user": user_id},
             )
             return None
+        return opened.content.decode()
 
 
 def qr_svg(uri: str) -> str:
@@ -273,6 +298,15 @@ def qr_text(uri: str) -> str:
     drawn = io.StringIO()
     segno.make(uri, error="l", micro=False).terminal(drawn, border=2, compact=True)
     return drawn.getvalue()
+
+
+def _sealed_secret(user_id: str) -> Select[bytes]:
+    # Held until its code is used up: nobody may seal it again between the look and the use.
+    return select(TotpFactorRow.sealed_secret).where(TotpFactorRow.user_id == user_id).with_for_update()
+
+
+def _digest(pepper: bytes, user_id: str, code: str) -> bytes:
+    return hmac.digest(pepper, f"{user_id}\0{code}".encode(), "sha256")
 
 
 def _bound_to(user_id: str) -> bytes:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode
 from secure_llm_proxy.foundation.identifiers import UserId, ulid
+from secure_llm_proxy.foundation.secret_values import key_mark
 from secure_llm_proxy.identity.api_keys import random_base62
 from secure_llm_proxy.identity.models import (
     KnownDeviceRow,
@@ -97,12 +98,18 @@ class CleanUp:
 
 
 class Sessions:
-    """Sessions of this deployment. `pepper` is 32 bytes derived from SECRET_KEY."""
+    """Sessions of this deployment. `pepper` is 32 bytes derived from SECRET_KEY; sessions opened under a previous one go on
+    until they end by themselves.
+    """
 
-    def __init__(self, settings: IdentitySettings, clock: Clock, *, pepper: bytes) -> None:
+    def __init__(
+        self, settings: IdentitySettings, clock: Clock, *, pepper: bytes, previous_peppers: Sequence[bytes] = ()
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._pepper = pepper
+        self._previous_peppers = tuple(previous_peppers)
+        self._mark = key_mark(pepper)
 
     def open(
         self,
@@ -123,6 +130,7 @@ class Sessions:
             id="ses_" + ulid(),
             user_id=user_id,
             digest=self.digest_of(secret),
+            pepper=self._mark,
             kind=kind,
             state=state,
             address=_printable(address)[:_ADDRESS_MAX],
@@ -144,7 +152,8 @@ class Sessions:
         """
         if _FORM.fullmatch(secret) is None:
             return None
-        row = session.execute(_wanted().where(SessionRow.digest == self.digest_of(secret))).one_or_none()
+        digests = [self.digest_of(secret), *(_digest(pepper, secret) for pepper in self._previous_peppers)]
+        row = session.execute(_wanted().where(SessionRow.digest.in_(digests))).one_or_none()
         return _live(row) if row is not None and self._is_good(row, self._clock.now()) else None
 
     def still(self, session: Session, live: LiveSession) -> LiveSession:
@@ -194,7 +203,7 @@ class Sessions:
         """
         now = self._clock.now()
         secret = SESSION_PREFIX + random_base62(_SECRET_LENGTH)
-        changes: dict[str, object] = {"digest": self.digest_of(secret), "last_seen_at": now}
+        changes: dict[str, object] = {"digest": self.digest_of(secret), "pepper": self._mark, "last_seen_at": now}
         if second_factor_at is not None:
             changes["second_factor_at"] = second_factor_at
         if address is not None:
@@ -270,7 +279,7 @@ class Sessions:
 
     def digest_of(self, secret: str) -> bytes:
         """What is stored instead of a session's secret: HMAC-SHA256 of all of it under the pepper."""
-        return hmac.digest(self._pepper, secret.encode(), "sha256")
+        return _digest(self._pepper, secret)
 
     def _lifetime(self, state: SessionState) -> timedelta:
         return timedelta(seconds=PENDING_S if state == "pending" else self._settings.session_absolute_s)
@@ -325,6 +334,10 @@ def end_sessions_of(session: Session, user_id: str, reason: str, now: datetime, 
 def _hold_user(session: Session, user_id: str) -> None:
     """Whoever changes a user, and ends the sessions for it, waits: else a session that is just being opened would be missed."""
     session.execute(select(UserRow.id).where(UserRow.id == user_id).with_for_update(key_share=True))
+
+
+def _digest(pepper: bytes, secret: str) -> bytes:
+    return hmac.digest(pepper, secret.encode(), "sha256")
 
 
 def session_invalid() -> AuthenticationFailed:

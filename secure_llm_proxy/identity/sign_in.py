@@ -8,7 +8,7 @@ operator's log. How long to wait after too many tries is told, computed for unkn
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -82,7 +82,9 @@ class _Attempt:
 
 
 class SignIn:
-    """Signs users in and out, and lets them change what they prove themselves by. `pepper` is 32 bytes of SECRET_KEY."""
+    """Signs users in and out, and lets them change what they prove themselves by. `pepper` is 32 bytes of SECRET_KEY; devices
+    and places known under a previous one are known. Failures are counted anew under a new pepper.
+    """
 
     def __init__(
         self,
@@ -94,6 +96,7 @@ class SignIn:
         sessions: Sessions,
         *,
         pepper: bytes,
+        previous_peppers: Sequence[bytes] = (),
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -102,7 +105,7 @@ class SignIn:
         self._second_factors = second_factors
         self._sessions = sessions
         self._troubles = LoginTroubles(settings, clock, pepper=pepper)
-        self._devices = KnownDevices(clock, pepper=pepper)
+        self._devices = KnownDevices(clock, pepper=pepper, previous_peppers=previous_peppers)
 
     def password(
         self,
@@ -129,7 +132,7 @@ class SignIn:
         if credentials is None or stored is None or check is PasswordCheck.WRONG or _may_not(credentials.user):
             self._second_factors.check_in_vain(mfa_code or "")
             raise _login_failed(_reason(attempt, check), attempt.wait_s)
-        if check is PasswordCheck.OUTDATED:
+        if check is PasswordCheck.OUTDATED or not credentials.has_mark:
             stored = self._hashed_again(credentials.user, stored, password)
         user, known = credentials.user, stored
         code, by_recovery = (recovery_code, True) if mfa_code is None else (mfa_code, False)

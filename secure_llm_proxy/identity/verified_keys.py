@@ -63,6 +63,11 @@ def key_record(digest: bytes | memoryview, columns: str) -> KeyRecord:
     return KeyRecord(bytes(digest) + columns.encode())
 
 
+def renewed(record: KeyRecord, digest: bytes) -> KeyRecord:
+    """The same key, recognised by another digest."""
+    return KeyRecord(digest + record[_DIGEST_LENGTH:])
+
+
 def known_key(kid: Kid, record: KeyRecord) -> KnownKey:
     """What the record says. Raises `ValueError` when somebody wrote nonsense into the row."""
     # Nothing in a row can shift a column: a separator in somebody's text makes the number of columns wrong.
@@ -165,6 +170,10 @@ class VerifiedKeys:
                 return None
             return self._make_ready(kid, record)
         return known if hmac.compare_digest(known.digest, digest) else None
+
+    def record(self, kid: Kid, digest: bytes) -> KeyRecord | None:
+        record = self._records.get(kid)
+        return record if record is not None and hmac.compare_digest(record[:_DIGEST_LENGTH], digest) else None
 
     def put(self, kid: Kid, record: KeyRecord) -> KnownKey:
         """Remember what was just looked up."""

@@ -29,7 +29,7 @@ from secure_llm_proxy.routing.models import ModelDefinition, ModelRoute, ModelsF
 from secure_llm_proxy.routing.yaml_tree import Path as YamlPath
 from secure_llm_proxy.routing.yaml_tree import YamlMistake, YamlTree, read_yaml
 from secure_llm_proxy.settings import UpstreamSettings
-from secure_llm_proxy.settings.loading import crosses_in_clear, known_settings
+from secure_llm_proxy.settings.loading import credential_file, crosses_in_clear, known_settings
 from secure_llm_proxy.vocabulary.providers import Capability, Patience, ProviderDefinition, provider_kinds
 from secure_llm_proxy.vocabulary.wire_formats import WireFormat
 
@@ -277,7 +277,7 @@ class _Reading:
                 elif directory is None:
                     self._say(where, "there is no CREDENTIALS_DIRECTORY here; systemd sets it for LoadCredential=")
                 else:
-                    return self._from_file(where, directory / name)
+                    return self._from_file(where, credential_file(directory, name))
             case _:
                 if not name.startswith("/"):
                     self._say(where, "must be an absolute path, e.g. file:/etc/secure_llm_proxy/openai.key")

@@ -9,9 +9,8 @@ needs is not asked at all. Each change advances a revision in its own transactio
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -19,16 +18,15 @@ from urllib.parse import urlsplit
 
 import gevent
 import orjson
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
-from sqlalchemy import CursorResult, delete, select, update
+from sqlalchemy import CursorResult, Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from secure_llm_proxy.foundation.clock import Clock, SystemClock
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import ConflictError, NotFoundError, OperatorError, StaleError, Unavailable
 from secure_llm_proxy.foundation.identifiers import ulid
+from secure_llm_proxy.foundation.sealed_columns import Opened, Seal, Sealing, sealing_of
 from secure_llm_proxy.foundation.upserts import insert_into
 from secure_llm_proxy.routing.tables import ProviderRow, ProvidersRevisionRow
 from secure_llm_proxy.vocabulary.providers import Patience, ProviderDefinition, provider_kinds
@@ -50,8 +48,6 @@ _QUERY_CHARACTERS_MAX = 200
 _MODEL_CHARACTERS_MAX = 200
 _CREATOR_CHARACTERS_MAX = 100
 _DEFAULT_PORT = {"http": 80, "https": 443}
-_SEALED_FORM = b"\x01"
-_NONCE_BYTES = 12
 
 
 class StoredProviderExists(ConflictError):
@@ -114,14 +110,22 @@ def origin_of(base_url: str) -> str:
 
 
 class StoredProviders:
-    """The stored providers of this deployment. `seal_key` is 32 bytes of ENCRYPTION_KEY (`slp/provider-keys`).
+    """The stored providers of this deployment. `seal_key` is 32 bytes of ENCRYPTION_KEY (`slp/provider-keys`); what was sealed
+    under a previous one is opened too.
 
     What takes a session works within it, and leaves the commit to its owner.
     """
 
-    def __init__(self, database: Database, seal_key: bytes, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        seal_key: bytes,
+        clock: Clock | None = None,
+        *,
+        previous_seal_keys: Sequence[bytes] = (),
+    ) -> None:
         self._database = database
-        self._seal = AESGCM(seal_key)
+        self._seal = Seal(seal_key, previous_seal_keys)
         self._clock = clock or SystemClock()
 
     def definitions(self) -> tuple[ProviderDefinition, ...]:
@@ -255,6 +259,21 @@ class StoredProviders:
         _advance_revision(session)
         return there
 
+    def sealing(self, session: Session) -> Sealing:
+        """Under which keys the providers' keys are sealed."""
+        return sealing_of(map(self._opened, session.scalars(_with_keys())))
+
+    def seal_again(self, session: Session) -> int:
+        """Seal under the present key what stands under a previous one; how many. Nobody need read them anew for it."""
+        count = 0
+        for row in session.scalars(_with_keys().with_for_update()):
+            opened = self._opened(row)
+            if opened is not None and not opened.is_present:
+                row.sealed_keys = self._seal.sealed(opened.content, _bound_to(row.name, row.base_url))
+                count += 1
+        session.flush()
+        return count
+
     def _change(self, session: Session, name: str, version: int | None, values: Mapping[str, object]) -> StoredProvider:
         there = _row(session, name)
         changed = session.execute(
@@ -282,22 +301,23 @@ class StoredProviders:
     def _sealed(self, name: str, base_url: str, keys: tuple[SecretStr, ...]) -> bytes | None:
         if not keys:
             return None
-        nonce = os.urandom(_NONCE_BYTES)
         content = orjson.dumps([key.get_secret_value() for key in keys])
-        return _SEALED_FORM + nonce + self._seal.encrypt(nonce, content, _SEALED_FORM + _bound_to(name, base_url))
+        return self._seal.sealed(content, _bound_to(name, base_url))
 
     def _keys_of(self, row: ProviderRow) -> tuple[tuple[SecretStr, ...], KeyState]:
         if not row.needs_key:
             return (), KeyState.NOT_NEEDED
-        sealed = row.sealed_keys
-        if sealed is None:
+        if row.sealed_keys is None:
             return (), KeyState.MISSING
-        form, nonce, box = sealed[:1], sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
-        try:
-            content = self._seal.decrypt(nonce, box, form + _bound_to(row.name, row.base_url))
-        except (InvalidTag, ValueError, OperatorError):
+        if (opened := self._opened(row)) is None:
             return (), KeyState.UNREADABLE
-        return tuple(SecretStr(key) for key in orjson.loads(content)), KeyState.SET
+        return tuple(SecretStr(key) for key in orjson.loads(opened.content)), KeyState.SET
+
+    def _opened(self, row: ProviderRow) -> Opened | None:
+        try:
+            return self._seal.opened(row.sealed_keys or b"", _bound_to(row.name, row.base_url))
+        except OperatorError:  # its URL is none any more
+            return None
 
 
 class StoredProviderReader:
@@ -355,6 +375,10 @@ def _row(session: Session, name: str) -> ProviderRow:
     if row is None:
         raise NoSuchStoredProvider(f"There is no stored provider {name!r}.")
     return row
+
+
+def _with_keys() -> Select[ProviderRow]:
+    return select(ProviderRow).where(ProviderRow.sealed_keys.is_not(None)).order_by(ProviderRow.name)
 
 
 def _definition(row: ProviderRow, keys: tuple[SecretStr, ...]) -> ProviderDefinition:

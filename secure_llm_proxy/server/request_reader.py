@@ -34,7 +34,7 @@ _USUAL: Final = (
     b"Host", b"User-Agent", b"Accept", b"Accept-Encoding", b"Accept-Language", b"Authorization", b"Cache-Control",
     b"Connection", b"Content-Type", b"Content-Length", b"Content-Encoding", b"Cookie", b"Origin", b"Referer", b"X-API-Key",
     b"X-User-ID", b"X-Session-ID", b"X-Correlation-ID", b"X-Request-ID", b"X-Forwarded-For", b"X-Forwarded-Proto",
-    b"X-Forwarded-Host", b"X-Real-IP",
+    b"X-Forwarded-Host", b"X-Real-IP", b"X-Edge-Request-Id",
 )  # fmt: skip
 
 

@@ -170,6 +170,7 @@ class Supervisor:
             while not self._stopping:
                 self._revive()
                 self._reload()
+                self._reap_orphans()
                 time.sleep(_TICK_S)
         finally:
             if self._checking is not None:
@@ -204,6 +205,17 @@ class Supervisor:
                 self._log.say("ERROR", "child ended, starting it again", child=child.name, exit=code, pause_s=pause)
             if now >= child.restart_at_s:
                 child.start()
+
+    def _reap_orphans(self) -> None:
+        """Take the ends of processes that are not ours: as process 1 of a container, the workers of a killed gunicorn fall to us.
+
+        Children of ours are left to `_revive` and `_reload`, who must learn how they ended.
+        """
+        ours = {child.process.pid for child in self._children if child.process is not None}
+        if self._checking is not None:
+            ours.add(self._checking.pid)
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in ours:
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
     def _ask_to_stop(self, _signal: int, _frame: object) -> None:
         self._stopping = True

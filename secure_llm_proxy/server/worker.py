@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gevent
 from gunicorn.http import errors as refusals
 from gunicorn.workers.ggevent import GeventWorker
 
-from secure_llm_proxy.foundation.identifiers import new_exchange_id
+from secure_llm_proxy.foundation.identifiers import ExchangeId, new_exchange_id
+from secure_llm_proxy.vocabulary.connection import UNREAD, UnreadRecord
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +32,8 @@ _REASONS = {
 _CLOSING_S = 5
 # A front that keeps connections may send its next request in the moment in which we hang up, and answers 502. One that is in
 # use is therefore left until its next answer, which says `Connection: close`; one that has been silent for so long is not
-# in use (nginx takes the connection used last first).
-_SILENT_S = 2.0
+# in use (nginx takes the connection used last first, and ours gives up what was idle for 2 s: deploy/nginx).
+_SILENT_S = 4.0
 # nginx takes 32 kB at most. gunicorn's own limit, 819 kB, is held against the whole head: looking through that much again with
 # each byte that comes would cost 5 ms a time.
 _HEAD_BYTES_MAX = 64 * 1024
@@ -49,22 +52,32 @@ _HEADERS = (
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
     """Refusals of gunicorn's own parser in the one error shape, and an orderly stop that does not wait for idle
-    keep-alive connections. A request that its parser refuses never reaches the route: it stands in the worker's log.
+    keep-alive connections. A request that its parser refuses never reaches the route: it stands in the worker's log, and
+    on record if the application keeps an `UnreadRecord`.
 
     `send_timeout_s` bounds every write while a request is answered, so that a client that stops reading does not hold a
     provider's answer for ever.
     """
 
     send_timeout_s: float | None = None
+    notify_socket: str | None = None
+    """Where systemd hears `READY=1`; None when it is not asked for."""
+    end_running: Callable[[], None] = staticmethod(lambda: None)
+    """Tells those whose requests still run that the server stops; asked when the time for them is over."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._idle_since_s: dict[socket.socket, float] = {}
+        self._patience_s = 0
+        self._stopping_since_s: float | None = None
 
     def init_process(self) -> None:
         """Runs in the worker, after the fork; returns when the worker has ended."""
         whole_s = self.cfg.graceful_timeout
-        self.cfg.set("graceful_timeout", whole_s - min(_CLOSING_S, whole_s // 2))
+        closing_s = min(_CLOSING_S, whole_s // 2)
+        self._patience_s = whole_s - closing_s
+        # A second for clients to hear of it, where there is one to spare.
+        self.cfg.set("graceful_timeout", self._patience_s + closing_s // _CLOSING_S)
         super().init_process()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
@@ -105,10 +118,21 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
             self._idle_since_s[sock] = time.monotonic()
 
     def notify(self) -> None:
-        """Called once a second by gunicorn. While stopping, tell idle connections that no request will be read."""
+        """Called once a second by gunicorn, for the first time when connections are accepted: then systemd is told so.
+        While stopping, tell idle connections that no request will be read, and at last the others that theirs must end.
+        """
         super().notify()
-        if not self.alive:
-            silent_since_s = time.monotonic() - _SILENT_S
+        if self.alive:
+            if self.notify_socket is not None:
+                _say_ready(self.notify_socket)
+                self.notify_socket = None
+        else:
+            now_s = time.monotonic()
+            if self._stopping_since_s is None:
+                self._stopping_since_s = now_s
+            if now_s - self._stopping_since_s >= self._patience_s:
+                self.end_running()
+            silent_since_s = now_s - _SILENT_S
             for client in [client for client, since_s in self._idle_since_s.items() if since_s <= silent_since_s]:
                 try:
                     if not _has_bytes(client):
@@ -134,6 +158,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
             },
             exc_info=exc if status == 500 else None,  # noqa: PLR2004
         )
+        if not isinstance(exc, OSError):
+            # A connection that broke asked for nothing, and nobody hears the answer.
+            self._record_unread(exchange, status, code, addr[0] if addr else None)
         body = (_BODY % (message, kind, code)).encode()
         head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -144,6 +171,19 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn ships no types
             client.sendall(head.encode() + body)
         except OSError:
             log.debug("client left before its refusal", extra={"request_id": exchange})
+
+    def _record_unread(self, exchange: ExchangeId, status: int, code: str, address: str | None) -> None:
+        application = getattr(self, "wsgi", None)
+        record: UnreadRecord | None = getattr(application, "extensions", {}).get(UNREAD)
+        if record is not None:
+            record(exchange, status, code, address)
+
+
+def _say_ready(address: str) -> None:
+    """sd_notify(3). Whoever can't be told will say that we did not start in time."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+        line.connect("\0" + address[1:] if address.startswith("@") else address)
+        line.send(b"READY=1")
 
 
 class PatientSocket(gevent.socket.socket):

@@ -4,10 +4,14 @@ For: every constructor. Takes: the environment, `.env`, systemd's credentials di
 When it fails: `SettingsError` names every mistake at once, and nothing starts. Source: DESIGN, operator contract.
 """
 
+from secure_llm_proxy.settings.in_force import put_in_force, settings_in_force
 from secure_llm_proxy.settings.loading import (
+    LoadedSettings,
     SettingsError,
     load_audit_writer_settings,
     load_settings,
+    reload_settings,
+    start_settings,
 )
 from secure_llm_proxy.settings.registry import Setting, settings_of
 from secure_llm_proxy.settings.sections import (
@@ -33,6 +37,7 @@ __all__ = [
     "DatabaseSettings",
     "IdentitySettings",
     "LimitSettings",
+    "LoadedSettings",
     "RedisSettings",
     "SecretSettings",
     "ServerSettings",
@@ -44,5 +49,9 @@ __all__ = [
     "UpstreamSettings",
     "load_audit_writer_settings",
     "load_settings",
+    "put_in_force",
+    "reload_settings",
+    "settings_in_force",
     "settings_of",
+    "start_settings",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import get_args, get_origin
@@ -39,6 +39,21 @@ _MODELS_FILE_BYTES_MAX = 1_048_576
 _REFERENCE = re.compile(r"\benv:([A-Za-z_][A-Za-z0-9_]*)")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 NONE = "none"
+_CREDENTIALS_PREFIX = "credentials_"
+_WRITER_KEYS = frozenset({"AUDIT_KEK", "AUDIT_KEK_PREVIOUS"})
+# What a running server can't take in: it listens where it was told to; how long its end may take is its supervisor's and
+# systemd's to know; whether the schema is this release's is looked at before a start; the audit writer goes on as it is.
+FROM_START = frozenset(
+    {
+        "BIND",
+        "DATABASE_URL",
+        "GRACEFUL_TIMEOUT_S",
+        "HOST",
+        "INSTANCE_DIR",
+        "PORT",
+        *(setting.name for setting in settings_of(AuditSettings) if setting.name not in _WRITER_KEYS),
+    }
+)
 # Read by our parts but not settings of ours, so they may stand in `.env` too.
 _FOREIGN = frozenset(
     {"SSL_CERT_FILE", "SSL_CERT_DIR", "TZ", "PYTHONUNBUFFERED", "PROMETHEUS_MULTIPROC_DIR", "NO_COLOR"}
@@ -76,13 +91,65 @@ class SettingsError(Exception):
         super().__init__(f"{count} wrong, nothing was started:\n" + "\n".join(f"  - {mistake}" for mistake in mistakes))
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class LoadedSettings:
+    """`settings`, and what they were made of: `values` by setting, and the lines of the file.
+
+    `waiting` names what was changed meanwhile and counts from the next start.
+    """
+
+    settings: Settings
+    values: Mapping[str, str]
+    in_file: Mapping[str, str]
+    waiting: tuple[str, ...] = ()
+
+
 def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | None = None) -> Settings:
     """Read `.env`, systemd credentials and the environment (the later ones win) into checked sections.
 
     Raises `SettingsError` with every mistake. The audit writer's key is left out: only
     `load_audit_writer_settings` hands it over.
     """
+    return start_settings(environ, env_file=env_file).settings
+
+
+def start_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | None = None) -> LoadedSettings:
+    """The same for who may be asked to load them again: `reload_settings` goes on from what comes back."""
     collected = _collect(environ, env_file)
+    return LoadedSettings(_checked(collected), _without_writer_keys(collected.values), collected.in_file)
+
+
+def reload_settings(
+    running: LoadedSettings, environ: Mapping[str, str] | None = None, *, env_file: Path | None = None
+) -> LoadedSettings:
+    """The settings of now for a server that runs with `running`: what it can't take in is as at its start, and `waiting`.
+
+    The process environment of a running server never changes. What systemd put there from the file, and what the file has
+    changed since, is `waiting` too. Raises `SettingsError` when the settings of now, or what they make together with those
+    that wait, are wrong.
+    """
+    environ = os.environ if environ is None else environ
+    collected = _collect(environ, env_file)
+    # Also what waits is told when it is wrong: the next start would fail.
+    _checked(collected)
+    now = _without_writer_keys(collected.values)
+    kept = {name: value for name, value in running.values.items() if name in FROM_START}
+    waiting = {name for name in FROM_START if now.get(name) != kept.get(name)}
+    waiting |= {
+        name
+        for name, value in running.in_file.items()
+        if environ.get(name) == value and collected.in_file.get(name) != value
+    }
+    values = {name: value for name, value in now.items() if name not in FROM_START} | kept
+    settings = _checked(replace(collected, values=values))
+    return LoadedSettings(settings, values, running.in_file, tuple(sorted(waiting)))
+
+
+def _without_writer_keys(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if name not in _WRITER_KEYS}
+
+
+def _checked(collected: _Collected) -> Settings:
     values, mistakes = collected.values, collected.mistakes
     settings = _build(values, mistakes)
     upstream = {
@@ -125,6 +192,7 @@ class _Collected:
     """`values` by setting. `referred` are the variables of which the models file says that they hold a key."""
 
     values: dict[str, str]
+    in_file: dict[str, str]
     mistakes: list[Mistake]
     models_file: Path | None
     referred: dict[str, SecretStr]
@@ -190,7 +258,7 @@ def _collect(environ: Mapping[str, str] | None, env_file: Path | None) -> _Colle
         value = values.get(own.name, "") if own else environ.get(name) or in_file.get(name, "")
         if value.strip() and (own is None or name in keys):
             held[name] = SecretStr(value.strip())
-    return _Collected(values, mistakes, models_file, held, Path(directory) if directory else None)
+    return _Collected(values, in_file, mistakes, models_file, held, Path(directory) if directory else None)
 
 
 def _models_file(sources: Iterable[Mapping[str, str]]) -> Path | None:
@@ -218,11 +286,18 @@ def _credentials(directory: str | None, by_name: Mapping[str, Setting]) -> dict[
         return {}
     found = {}
     for name in by_name:
-        for candidate in (Path(directory) / name.lower(), Path(directory) / name):
-            if candidate.is_file():
-                found[name] = candidate.read_text(encoding="utf-8").strip()
+        for written in (name.lower(), name):
+            file = credential_file(Path(directory), written)
+            if file.is_file():
+                found[name] = file.read_text(encoding="utf-8").strip()
                 break
     return found
+
+
+def credential_file(directory: Path, name: str) -> Path:
+    """Where the credential `name` lies: `LoadCredential=credentials:/a/directory` makes it `credentials_name` (systemd.exec(5))."""
+    file = directory / name
+    return file if file.exists() else directory / f"{_CREDENTIALS_PREFIX}{name}"
 
 
 def _unknown(name: str, by_name: Mapping[str, Setting], where: str) -> Mistake:

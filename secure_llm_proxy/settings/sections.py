@@ -101,7 +101,20 @@ class SecretSettings(Section):
     encryption_key: SecretStr | None = setting(
         "ENCRYPTION_KEY",
         None,
-        "Seals what the database keeps but must not show: the secrets of second factors. At least 32 characters.",
+        "Seals what the database keeps but must not show: second factors, keys of stored providers. At least 32 characters.",
+        secret=True,
+    )
+    secret_keys_previous: SecretStr | None = setting(
+        "SECRET_KEY_PREVIOUS",
+        None,
+        "Other secret keys that are accepted beside it while it is replaced, comma separated; `secrets status` tells when they"
+        " can go.",
+        secret=True,
+    )
+    encryption_keys_previous: SecretStr | None = setting(
+        "ENCRYPTION_KEY_PREVIOUS",
+        None,
+        "Other encryption keys that still open what they sealed, comma separated, until `secrets rotate` is done.",
         secret=True,
     )
     jwt_secret: SecretStr | None = setting("JWT_SECRET", None, "Accepted from the origin, unused.", secret=True)
@@ -255,6 +268,12 @@ class UpstreamSettings(Section):
         " `*.internal`, `*.local`, `*.lan`, `*.home.arpa`.",
     )
     ca_file: Path | None = setting("LLM_CA_FILE", None, "Own certificate authorities for providers (PEM).")
+    egress_list: Path | None = setting(
+        "EGRESS_LIST",
+        Path("/run/secure-llm-egress/let-through.json"),
+        "Where the host's egress filter says what it lets through, tried first when a provider is connected to"
+        " (docs/egress.md); `none`, or no such file: names are looked up, and that is all.",
+    )
     connect_timeout_s: float = setting("UPSTREAM_CONNECT_TIMEOUT_S", 5.0, "Seconds to connect, TLS included.", gt=0)
     first_byte_timeout_s: float = setting(
         "UPSTREAM_FIRST_BYTE_TIMEOUT_S", 60.0, "Seconds until the answer begins.", gt=0
@@ -491,7 +510,11 @@ class AuditSettings(Section):
     host_id: str = setting("AUDIT_HOST_ID", "", "Name of this host's log; empty: the one found, else the host name.")
     deployment: str = setting("AUDIT_DEPLOYMENT", "default", "Name of the deployment in the log's origin.")
     patience_s: float = setting(
-        "AUDIT_PATIENCE_S", 2.0, "Seconds to wait for the writer before a request is refused.", gt=0
+        "AUDIT_PATIENCE_S",
+        2.0,
+        "Seconds to wait for the writer before a request is refused; a restart of it takes one or a few.",
+        production=10.0,
+        gt=0,
     )
     unacknowledged_bytes_max: int = setting(
         "AUDIT_QUEUE_BYTES_MAX", 16 * _MIB, "Unacknowledged bytes per worker.", ge=_MIB

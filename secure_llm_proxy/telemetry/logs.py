@@ -46,7 +46,8 @@ def configure_logs(settings: TelemetrySettings, *, to_files: bool = True, togeth
     """
     # What no line of ours shows need not be found out for each.
     logging._srcfile = None  # noqa: SLF001  the way that the logging HOWTO, "Optimization", names
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    # (Not logging.logProcesses: gunicorn's own lines, which its workers write too, begin with the process id.)
+    logging.logThreads = logging.logMultiprocessing = False
     sinks: list[_Sink] = [_StreamSink(settings.log_format, sys.stdout)]
     if to_files and settings.log_directory is not None:
         settings.log_directory.mkdir(mode=0o750, parents=True, exist_ok=True)

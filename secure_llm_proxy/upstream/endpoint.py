@@ -100,6 +100,8 @@ def tls_context(*, verify: bool, ca_file: Path | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    # Debian 12's Python (3.11.2) sets it: whoever cuts the line could end an answer that goes on until the close
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     context.set_alpn_protocols(["http/1.1"])
     # names stand in subjectAltName alone (RFC 9525 §2); by default a common name would do where no DNS name stands there
     context.hostname_checks_common_name = False

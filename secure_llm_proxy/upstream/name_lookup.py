@@ -10,6 +10,9 @@ import os
 import socket
 import threading
 
+# The host's egress filter keeps as many of a name.
+_ADDRESSES_MAX = 256
+
 Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
 # Those under way. Each step on it, and on a lookup's `waiting`, is one step of the interpreter: no lock.
@@ -38,7 +41,7 @@ class Lookup:
     def run(self, host: str, port: int) -> None:
         try:
             for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                if family in (socket.AF_INET, socket.AF_INET6):
+                if family in (socket.AF_INET, socket.AF_INET6) and len(self.found) < _ADDRESSES_MAX:
                     self.found.append((family, address))  # type: ignore[arg-type]
         except (OSError, UnicodeError) as error:
             self.failure = str(error)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gevent import get_hub
 
+from secure_llm_proxy.upstream.egress_list import NO_EGRESS_LIST, EgressList
 from secure_llm_proxy.upstream.wire import Wire
 
 if TYPE_CHECKING:
@@ -28,9 +29,17 @@ class ConnectionPool:
     each step on the dict is one step of the interpreter, and two threads at once may at worst open one connection more.
     """
 
-    def __init__(self, endpoint: Endpoint, tls_context: ssl.SSLContext | None, *, idle_max: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        tls_context: ssl.SSLContext | None,
+        *,
+        idle_max: int,
+        egress_list: EgressList = NO_EGRESS_LIST,
+    ) -> None:
         self._endpoint = endpoint
         self._tls_context = tls_context
+        self._egress_list = egress_list
         self._idle_max = idle_max
         # the one given back last stands last
         self._idle: dict[Wire, None] = {}
@@ -64,7 +73,7 @@ class ConnectionPool:
         return taken
 
     def new(self) -> Wire:
-        return Wire(self._endpoint, self._tls_context)
+        return Wire(self._endpoint, self._tls_context, self._egress_list)
 
     def give_back(self, wire: Wire) -> None:
         """Keep `wire` for another exchange. Only for one whose answer ended exactly as it announced."""

@@ -19,6 +19,7 @@ from secure_llm_proxy.foundation.errors import (
     UpstreamRefused,
 )
 from secure_llm_proxy.upstream.destinations import read_own_hosts
+from secure_llm_proxy.upstream.egress_list import EgressList
 from secure_llm_proxy.upstream.endpoint import parse_endpoint, tls_context
 from secure_llm_proxy.upstream.exchange import BROKE_OFF, TOO_LARGE, UNREADABLE, Exchange
 from secure_llm_proxy.upstream.formats import FORMATS
@@ -87,7 +88,9 @@ class Provider:
         own_hosts = read_own_hosts(settings.private_hosts)
         self._endpoint = parse_endpoint(url, own_hosts, where=_where(definition))
         context = tls_context(verify=settings.ssl_verify, ca_file=settings.ca_file) if self._endpoint.secure else None
-        self._pool = ConnectionPool(self._endpoint, context, idle_max=settings.connections_max)
+        self._pool = ConnectionPool(
+            self._endpoint, context, idle_max=settings.connections_max, egress_list=EgressList(settings.egress_list)
+        )
         self._health = ProviderHealth(self._clock)
         secrets = [secret for key in definition.keys if (secret := key.get_secret_value())]
         for secret in secrets:

@@ -25,12 +25,14 @@ from gevent import get_hub
 from gevent.monkey import get_original
 
 from secure_llm_proxy.foundation.loop_socket import LoopSocket
+from secure_llm_proxy.upstream.egress_list import NO_EGRESS_LIST
 from secure_llm_proxy.upstream.name_lookup import lookup_of
 
 if TYPE_CHECKING:
     import select
     from collections.abc import Callable
 
+    from secure_llm_proxy.upstream.egress_list import EgressList
     from secure_llm_proxy.upstream.endpoint import Endpoint
     from secure_llm_proxy.upstream.name_lookup import Address
 
@@ -46,6 +48,10 @@ class WireBroken(Exception):
     """The connection can't be made or is gone. The text is for the operator."""
 
 
+class _WireRefused(WireBroken):
+    """Not even the host that we run on let the connection out."""
+
+
 class WireTimedOut(Exception):
     """The deadline of one wait passed."""
 
@@ -59,6 +65,7 @@ class Wire:
     """
 
     __slots__ = (
+        "_egress_list",
         "_endpoint",
         "_incoming",
         "_interrupted",
@@ -84,8 +91,11 @@ class Wire:
     _receive_raw: Callable[[int], bytes]
     postpone: Callable[[float], None]
 
-    def __init__(self, endpoint: Endpoint, tls_context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, tls_context: ssl.SSLContext | None, egress_list: EgressList = NO_EGRESS_LIST
+    ) -> None:
         self._endpoint = endpoint
+        self._egress_list = egress_list
         self._tls_context = tls_context
         self.hub = get_hub()
         self._loop_socket: LoopSocket | None = None
@@ -102,21 +112,23 @@ class Wire:
         """Look the name up, connect, and shake hands, all before `deadline_s` (monotonic).
 
         Raises `WireBroken` or `WireTimedOut`.
-        The addresses are tried in the resolver's order, each with its even share of the time that is left; only those to
-        which the name may lead (`destinations.py`).
+        The addresses are tried in the resolver's order, those that the host's egress filter is known to let through before
+        others, each with its even share of the time that is left; only those to which the name may lead (`destinations.py`).
         """
         addresses = self._addresses(deadline_s)
-        failure: WireBroken | WireTimedOut = WireBroken("the provider's name has no address")
+        failure: WireBroken | WireTimedOut | None = None
         for position, address in enumerate(addresses):
             share_s = _left(deadline_s) / (len(addresses) - position)
             try:
                 self._connect(address, time.monotonic() + share_s)
             except (WireBroken, WireTimedOut) as error:
-                failure = error
+                # what an address said for itself tells more
+                if failure is None or not isinstance(error, _WireRefused):
+                    failure = error
             else:
                 break
         else:
-            raise failure
+            raise failure or WireBroken("the provider's name has no address")
         if self._tls_context is not None:
             self._shake_hands(self._tls_context, deadline_s)
 
@@ -257,7 +269,7 @@ class Wire:
         addresses, refusal = self._endpoint.destinations.checked(lookup.found)
         if refusal is not None and not addresses:
             raise WireBroken(f"address refused: {refusal}")
-        return addresses[:_ADDRESSES_MAX]
+        return self._egress_list.ordered(self._endpoint.destinations, port, addresses)[:_ADDRESSES_MAX]
 
     def _connect(self, address: Address, deadline_s: float) -> None:
         family, where = address
@@ -277,17 +289,22 @@ class Wire:
             raise WireTimedOut from None
         except OSError as error:
             self._close()
-            raise WireBroken(f"connect: {error}") from None
+            raise self._not_connected(address, error.errno or 0, str(error)) from None
         except BaseException:
             self._close()
             raise
         if failure:
             self._close()
-            raise WireBroken(f"connect: {os.strerror(failure)}")
+            raise self._not_connected(address, failure, os.strerror(failure))
         self._receive_raw = raw.recv
         self.postpone = loop_socket.postpone
         self._poll = get_original("select", "poll")()
         self._poll.register(raw.fileno(), _POLLIN)
+
+    def _not_connected(self, address: Address, failure: int, said: str) -> WireBroken:
+        endpoint = self._endpoint
+        remark = self._egress_list.remark(endpoint.host, endpoint.port, address[1][0], failure)
+        return WireBroken(f"connect: {said}") if remark is None else _WireRefused(f"connect: {said}: {remark}")
 
     def _shake_hands(self, context: ssl.SSLContext, deadline_s: float) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from secure_llm_proxy.foundation.identifiers import ExchangeId
+
 CONNECTION = "slp.connection"
 """The key of a WSGI environ under which a `ClientConnection` stands; absent under a server that is not ours."""
+
+
+UNREAD = "slp.unread"
+"""The key in `extensions` of an application under which it keeps an `UnreadRecord`."""
+
+
+class UnreadRecord(Protocol):
+    """Leaves a record of what the server refused because it was no request. Neither waits nor raises."""
+
+    def __call__(self, exchange_id: ExchangeId, status: int, code: str, address: str | None) -> None: ...
 
 
 class ClientConnection(Protocol):

@@ -49,6 +49,7 @@ class EndStatus(StrEnum):
     COMPLETE = "complete"
     CLIENT_ABORT = "client_abort"
     KILLED = "killed"
+    SERVER_STOP = "server_stop"
     UPSTREAM_ERROR = "upstream_error"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     NOT_SENT = "not_sent"

@@ -28,7 +28,7 @@ class Inbound:
     `person` is who the application says is asking (`X-User-ID`), if it says so. `hang_up` ends the client's connection;
     only before the exchange is closed, since the next one may come over the same. `passed_headers` are those of the client's
     that may go on to a provider of the right kind; `tags` what it asks of the provider (`X-SLP-Require`), None where that can't
-    be understood.
+    be understood. `edge_id` is nginx's own id of the request, where nginx brought it.
     """
 
     exchange_id: ExchangeId
@@ -47,3 +47,4 @@ class Inbound:
     passed_headers: Headers = ()
     tags: Tags | None = ()
     hang_up: Callable[[], None] = _nobody_is_there
+    edge_id: str | None = None

@@ -57,6 +57,14 @@ class Arrival:
         return self._address
 
     @property
+    def edge_id(self) -> str | None:
+        """The id under which the proxy in front of us has logged the request, if one that is trusted brought it."""
+        environ = self.environ
+        if "HTTP_X_EDGE_REQUEST_ID" not in environ or not self.web.is_proxy(environ.get("REMOTE_ADDR") or ""):
+            return None
+        return safe_id(environ["HTTP_X_EDGE_REQUEST_ID"])
+
+    @property
     def method(self) -> str:
         method: str = self.environ["REQUEST_METHOD"]
         return method

@@ -1,14 +1,15 @@
 """Errors in their wire shape, rendered here and nowhere else.
 
 OpenAI's error object (platform.openai.com/docs/guides/error-codes, read 2026-11): official SDKs choose their exception
-class by the status, and some clients read `type` and `code`. At Anthropic's doors Anthropic's
-(platform.claude.com/docs/en/api/errors, read 2026-11-21): its SDKs choose by the status too, read `type` for `error.type`, and
-`details.error_code` for `error_code`; our `code` stands there, and where it stands everywhere else.
+class by the status, and some clients read `type` and `code`. At Anthropic's doors, and at the models' for its clients,
+Anthropic's (platform.claude.com/docs/en/api/errors, read 2026-11-21): its SDKs choose by the status too, read `type` for
+`error.type`, and `details.error_code` for `error_code`; our `code` stands there, and where it stands everywhere else.
 """
 
 from __future__ import annotations
 
 from typing import Final
+from wsgiref.types import WSGIEnvironment
 
 import orjson
 
@@ -39,11 +40,23 @@ _TYPE_OF_STATUS: Final = {
 }
 _ANTHROPIC: Final = "/v1/messages"
 _BELOW_ANTHROPIC: Final = _ANTHROPIC + "/"
+_MODELS: Final = "/v1/models"
+_BELOW_MODELS: Final = _MODELS + "/"
 
 
 def is_anthropic(path: str) -> bool:
     """True for the doors whose clients speak Anthropic's format."""
     return path == _ANTHROPIC or path.startswith(_BELOW_ANTHROPIC)
+
+
+def wants_anthropic(environ: WSGIEnvironment) -> bool:
+    """True where an error must have Anthropic's shape: at its doors, and at the models' for clients that name its version.
+    deploy/nginx tells them apart in the same way.
+    """
+    path: str = environ["PATH_INFO"]
+    if "HTTP_ANTHROPIC_VERSION" in environ and (path == _MODELS or path.startswith(_BELOW_MODELS)):
+        return True
+    return is_anthropic(path)
 
 
 def anthropic_error_body(error: ProxyError, request_id: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,7 +29,8 @@ class Lacking(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class WebHouse:
     """`troubles` asks every part for a sentence, None where all is well; `relaxed` is each weakened setting and why;
-    `providers` tells the state of each in a word.
+    `providers` tells the state of each in a word. `is_proxy` says of a socket's address whether what it tells of a request's
+    way is believed.
 
     Worked out once: `known_address_of` is `address_of` with a memory (3 µs less a request); `headers` are those that every
     answer carries alike, `lacking` is filled by `Arrival`; `key_variables` are the names in a WSGI environ under which a
@@ -43,6 +45,7 @@ class WebHouse:
     render_metrics: Callable[[], tuple[bytes, str]]
     relaxed: tuple[tuple[str, str], ...]
     providers: Callable[[], Mapping[str, str]] = dict
+    is_proxy: Callable[[str], bool] = operator.not_
     known_address_of: Callable[[str, str | None], str] = field(init=False)
     headers: tuple[tuple[str, str], ...] = field(init=False)
     lacking: dict[tuple[str, ...], Lacking] = field(init=False)

@@ -67,6 +67,7 @@ def inbound_of(arrival: Arrival, door: str, presence: Presence, cancellation: Ca
         else (),
         tags=_tags_of(environ["HTTP_X_SLP_REQUIRE"]) if "HTTP_X_SLP_REQUIRE" in environ else (),
         hang_up=presence.hang_up,
+        edge_id=arrival.edge_id if "HTTP_X_EDGE_REQUEST_ID" in environ else None,
     )
 
 

@@ -7,14 +7,15 @@ from collections.abc import Callable
 
 from secure_llm_proxy.foundation import strict_json
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, InternalError, ProxyError
-from secure_llm_proxy.foundation.identifiers import new_record_id
+from secure_llm_proxy.foundation.identifiers import ExchangeId, new_record_id
 from secure_llm_proxy.foundation.secret_values import pseudonym
 from secure_llm_proxy.identity import login_person
 from secure_llm_proxy.vocabulary.audit import AuditEvent, ClearValue, indexed_values
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from secure_llm_proxy.web.answers import Answer, status_line
 from secure_llm_proxy.web.arrival import Arrival
-from secure_llm_proxy.web.errors import anthropic_error_body, error_body, error_headers, is_anthropic
+from secure_llm_proxy.web.errors import anthropic_error_body, error_body, error_headers, wants_anthropic
+from secure_llm_proxy.web.house import WebHouse
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def refuse(
 ) -> Answer:
     """The answer to what a door raised. An error that is none of ours is a bare 500 whose cause stands in the log.
 
-    Below the path of Anthropic's doors it has Anthropic's shape, whether there is such a door or not.
+    Below the path of Anthropic's doors it has Anthropic's shape, whether there is such a door or not; at the models' door for
+    Anthropic's clients, too.
     """
     told = error if isinstance(error, ProxyError) else InternalError(detail=type(error).__name__)
     if told.status in _RECORDED:
@@ -42,6 +44,7 @@ def refuse(
         "status": told.status,
         "code": told.code.value,
         "address": arrival.address,
+        "edge_id": arrival.edge_id,
         "detail": told.detail,
     }
     log.log(
@@ -51,10 +54,19 @@ def refuse(
         exc_info=error if isinstance(told, InternalError) else None,
     )
     headers = error_headers(told)
-    if is_anthropic(arrival.environ["PATH_INFO"]):
+    if wants_anthropic(arrival.environ):
         headers.append(("request-id", arrival.exchange_id))
         return Answer(status_line(told.status), headers, anthropic_error_body(told, arrival.exchange_id))
     return Answer(status_line(told.status), headers, body_of(told))
+
+
+def record_unread(web: WebHouse, exchange_id: ExchangeId, status: int, code: str, address: str | None) -> None:
+    """What the server itself refused stands in the log as well: whatever was answered under one of our ids is on record."""
+    clear: dict[str, ClearValue] = {"rt": "unread", "dec": "refuse", "http": status, "code": code}
+    body = strict_json.dumps({"from": {} if address is None else {"address": address}})
+    indexed = indexed_values(address=address)
+    event = EventName.INVALID_REQUEST
+    _post(web, AuditEvent(new_record_id(), AuditType.REFUSED, exchange_id, event, clear, body, indexed))
 
 
 def _record(arrival: Arrival, told: ProxyError, endpoint: str | None, kind: AuditType) -> None:
@@ -71,6 +83,8 @@ def _record(arrival: Arrival, told: ProxyError, endpoint: str | None, kind: Audi
     }
     if told.code is ErrorCode.ADDRESS_BLOCKED:
         clear["rule"] = told.detail
+    if arrival.edge_id is not None:
+        clear["eid"] = arrival.edge_id
     told_body: dict[str, object] = {"from": {"address": arrival.address, "agent": arrival.user_agent[:_AGENT_MAX]}}
     if hasattr(arrival, "person"):
         told_body["username"] = arrival.person
@@ -78,8 +92,11 @@ def _record(arrival: Arrival, told: ProxyError, endpoint: str | None, kind: Audi
         clear["sub"] = pseudonym(arrival.web.house.person_key, known)
     body = strict_json.dumps(told_body)
     indexed = indexed_values(address=arrival.address, agent=arrival.user_agent)
-    record = AuditEvent(new_record_id(), kind, arrival.exchange_id, event, clear, body, indexed)
+    _post(arrival.web, AuditEvent(new_record_id(), kind, arrival.exchange_id, event, clear, body, indexed))
+
+
+def _post(web: WebHouse, record: AuditEvent) -> None:
     try:
-        arrival.web.house.journal.post(record)
+        web.house.journal.post(record)
     except ProxyError as error:
         log.error("refusal not recorded", extra={"code": error.code.value, "detail": error.detail})  # noqa: TRY400

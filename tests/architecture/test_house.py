@@ -65,7 +65,17 @@ def test_no_room_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["scripts/run", "scripts/test", "scripts/check", "scripts/lock", "bench/run", "bench/profile"]
+    "script",
+    [
+        "scripts/run",
+        "scripts/test",
+        "scripts/check",
+        "scripts/lock",
+        "scripts/backup",
+        "scripts/restore",
+        "bench/run",
+        "bench/profile",
+    ],
 )
 def test_every_script_explains_itself(script: str) -> None:
     command = [str(ROOT / script), "--help"]

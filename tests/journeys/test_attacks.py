@@ -33,10 +33,11 @@ from tests.support.clients import ask, audit_lines, connection_to, records_of, s
 from tests.support.nginx import PrivateNginx
 from tests.support.ports import free_port
 from tests.support.postgresql import PrivatePostgreSQL
-from tests.support.programs import wait_until
+from tests.support.programs import ServerFailed, wait_until
 from tests.support.provider import Mode, Provider, ReceivedRequest
 from tests.support.redis_server import PrivateRedis
 from tests.support.running_proxy import ROOT, RunningProxy
+from tests.support.smuggling import Campaign, Server, answers_to, count_of
 from tests.support.upstream_faults import UNLIMITED
 
 OPENAI = "/v1/chat/completions"
@@ -90,15 +91,23 @@ def direct(echoing: EchoingProvider, short_folder: Path) -> Iterator[RunningProx
 
 
 @pytest.fixture(scope="module")
+def edge(certificate: Certificate, short_folder: Path) -> Iterator[PrivateNginx]:
+    """What stands in front of `fronted`."""
+    web_socket = short_folder / "attacked-host" / "web.sock"
+    with PrivateNginx(short_folder / "attacked-nginx", certificate, socket=web_socket) as nginx:
+        yield nginx
+
+
+@pytest.fixture(scope="module")
 def fronted(
     echoing: EchoingProvider,
     postgresql: PrivatePostgreSQL,
     redis_server: PrivateRedis,
-    certificate: Certificate,
+    edge: PrivateNginx,
     short_folder: Path,
 ) -> Iterator[RunningProxy]:
     """PostgreSQL, Redis, three workers behind nginx with TLS."""
-    home = short_folder / "attacked-host"
+    home = edge.socket.parent
     settings = {
         **UNLIMITED,
         **IMPATIENT,
@@ -107,10 +116,10 @@ def fronted(
         "DATABASE_URL": postgresql.create_database(),
         "REDIS_URL": redis_server.url,
         "WORKERS": "3",
+        "SERVER_NAMES": "localhost",
     }
-    front = PrivateNginx(short_folder / "attacked-nginx", certificate, socket=home / "web.sock")
-    proxy = RunningProxy(home, settings, on_unix_socket=True, front_url=front.base_url, authority=certificate.authority)
-    with front, proxy:
+    authority = edge.certificate.authority
+    with RunningProxy(home, settings, on_unix_socket=True, front_url=edge.base_url, authority=authority) as proxy:
         yield proxy
 
 
@@ -244,6 +253,47 @@ def test_no_answer_reaches_another_client_whoever_leaves_or_lies(attacked: Runni
     _comes_to_rest(attacked)
     wait_until(lambda: _descriptors(attacked) <= before + 60, what="descriptors are given back")
     _every_exchange_ends_once(attacked)
+
+
+def test_nginxs_log_and_the_audit_log_tell_of_the_same_requests_whoever_leaves(
+    fronted: RunningProxy, edge: PrivateNginx
+) -> None:
+    key = fronted.shared_api_key
+    clients = [_Client(fronted, f"r{number:x}", key) for number in range(12)]
+    lines_before = len(edge.access_log.read_bytes().splitlines())
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        list(pool.map(lambda client: client.run(20), clients))
+
+    _comes_to_rest(fronted)
+    # nginx writes its line when it knows that its client has all, or is gone. Every test of this file that came before has
+    # left its requests in both logs, too.
+    told: dict[str, object] = {}
+    with suppress(ServerFailed):
+        wait_until(lambda: bool(told.update(_reconciled(fronted, edge.access_log)) or told["agree"]), what="they agree")
+    assert told["differences"] == [], told
+    assert (told["agree"], told["under_way"]) == (True, 0)
+    assert int(str(told["lines"])) - lines_before >= 200
+    assert int(str(told["agreeing"])) > 150
+    _is_missed_when_it_is_taken_out(fronted, edge.access_log)
+
+
+def _reconciled(proxy: RunningProxy, access_log: Path) -> dict[str, object]:
+    command = ["audit", "reconcile", "--access-log", str(access_log), "--grace", "0", "--json"]
+    told: dict[str, object] = json.loads(proxy.command(*command, check=False).stdout)
+    return told
+
+
+def _is_missed_when_it_is_taken_out(proxy: RunningProxy, access_log: Path) -> None:
+    lines = access_log.read_bytes().splitlines(keepends=True)
+    answered = [place for place, line in enumerate(lines) if b'"exchange":"exc_' in line and b'"POST"' in line]
+    taken = lines.pop(answered[len(answered) // 2])
+    altered = access_log.with_name("altered.log")
+    altered.write_bytes(b"".join(lines))
+
+    told = _reconciled(proxy, altered)
+
+    assert [found["edge_id"] for found in told["differences"]] == [json.loads(taken)["edge_id"]]  # type: ignore[attr-defined]
 
 
 def test_two_requests_in_one_packet_are_answered_in_their_order(direct: RunningProxy) -> None:
@@ -622,6 +672,119 @@ def test_what_clients_write_never_makes_a_line_of_its_own(attacked: RunningProxy
     text = log.read_bytes()
     assert not set(text) & {0x1B, 0x0D, 0x7F}
     assert "\u2028" not in text.decode()
+
+
+# --- two readings of one request --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["nginx", "gunicorn"])
+def server(request: pytest.FixtureRequest, fronted: RunningProxy, edge: PrivateNginx) -> Server:
+    """Both ways to the same workers: through nginx with TLS, and nginx's own, past it."""
+    if request.param == "gunicorn":
+        return Server(edge.socket)
+    return Server(("127.0.0.1", edge.port), fronted.client_tls())
+
+
+def test_no_request_hides_in_another_and_no_answer_goes_to_somebody_else(
+    server: Server, fronted: RunningProxy, echoing: EchoingProvider
+) -> None:
+    campaign = Campaign(server, b"Authorization: Bearer " + fronted.shared_api_key.encode() + b"\r\n")
+    workers = fronted.worker_pids()
+    echoing.clear()
+
+    campaign.run(400, clients=30, share_of_attacks=0.5)
+
+    assert campaign.second_answers == []
+    assert campaign.mix_ups == []
+    assert campaign.attacks == 200
+    assert campaign.statuses["ordinary 200"] == campaign.ordinary == 180
+    assert not [status for status in campaign.statuses if status.startswith(("5", "ordinary 5")) and status != "501"]
+    assert fronted.worker_pids() == workers
+    assert not [asked for asked in echoing.received if b"smuggled" in asked.body]
+
+
+_FOREIGN_HOSTS = (
+    b"evil.example", b"EVIL.example", b"localhost.evil.example", b"evil.localhost", b"xlocalhost", b"localhostx",
+    b"localhost@evil.example", b"evil.example@localhost", b"localhost:80@evil.example", b"localhost evil.example",
+    b"localhost, evil.example", b"localhost;evil.example", b"localhost/evil", b"localhost#evil.example", b"localhost?evil",
+    b"localhost\\evil.example", b"localhost%00.evil.example", b"localhost%2eevil.example", b"localhost\x00evil.example",
+    b"localhost\tevil.example", b"http://localhost", b"//localhost", b"[::1]", b"[localhost]", b"[::ffff:127.0.0.1]",
+    b"127.0.0.2", b"0x7f000001", b"2130706433", b"0", b"", b" ", b".", b"..", b"*", b"_", b"-", b"localhost:evil",
+    b"localhost:-1", b"localhost:99999999", b"localhost..", b"l\xf6calhost", b"xn--lcalhost-n4a", b"a" * 300,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        *(b"Host: " + name + b"\r\n" for name in _FOREIGN_HOSTS),
+        b"",
+        b"Host: localhost\r\nHost: evil.example\r\n",
+        b"Host: evil.example\r\nHost: localhost\r\n",
+        b"Host: localhost\r\n Host: evil.example\r\n",
+        b"Host : localhost\r\n",
+        b"Host: evil.example\r\nX-Forwarded-Host: localhost\r\n",
+        b"Host: evil.example\r\nForwarded: host=localhost\r\n",
+    ],
+    ids=lambda lines: repr(lines)[2:60],
+)
+def test_whoever_asks_another_host_is_sent_away(server: Server, fronted: RunningProxy, lines: bytes) -> None:
+    head = b"GET /v1/models HTTP/1.1\r\n" + lines + b"Connection: close\r\n"
+    received = answers_to(server, head + b"Authorization: Bearer %b\r\n\r\n" % fronted.shared_api_key.encode())
+
+    assert received[:12] in {b"HTTP/1.1 421", b"HTTP/1.1 400"}, received
+    assert count_of(received) == 1
+    assert b"evil" not in received
+
+
+@pytest.mark.parametrize("name", [b"localhost", b"LOCALHOST", b"localhost:443"])
+def test_the_name_that_is_served_is_served_however_it_is_written(
+    server: Server, fronted: RunningProxy, name: bytes
+) -> None:
+    head = b"GET /v1/models HTTP/1.1\r\nHost: " + name + b"\r\nConnection: close\r\n"
+    received = answers_to(server, head + b"Authorization: Bearer %b\r\n\r\n" % fronted.shared_api_key.encode())
+
+    assert received.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "in chunks"])
+def test_a_body_over_the_limit_is_refused_and_not_kept(server: Server, fronted: RunningProxy, *, chunked: bool) -> None:
+    key = fronted.shared_api_key.encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Authorization: Bearer " + key + b"\r\n"
+    answers_to(server, head + b"Content-Length: 2\r\n\r\n{}")
+    for pid in fronted.worker_pids():
+        Path(f"/proc/{pid}/clear_refs").write_text("5", "ascii")  # forget the highest mark of memory (proc(5))
+    before_kib = {pid: _memory_kib(pid, "VmRSS") for pid in fronted.worker_pids()}
+    piece = b"10000\r\n" + b" " * 65536 + b"\r\n"
+
+    if chunked:
+        received = answers_to(server, head + b"Transfer-Encoding: chunked\r\n\r\n" + piece * 256 + b"0\r\n\r\n")
+    else:
+        received = answers_to(server, head + b"Content-Length: 104857600\r\n\r\n" + b" " * 65536)
+
+    assert received.startswith(b"HTTP/1.1 413 "), received[:200]
+    assert b'"request_too_large"' in received
+    # Twice the limit of 8 MiB, as A08 has it.
+    assert max(_memory_kib(pid, "VmHWM") - before_kib[pid] for pid in before_kib) <= 16 * 1024
+
+
+def test_slow_clients_keep_nobody_waiting(fronted: RunningProxy, edge: PrivateNginx) -> None:
+    key = fronted.shared_api_key
+    begun = b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    with ExitStack() as opened:
+        for number in range(300):
+            port = edge.plain_port if number % 5 == 0 else edge.port
+            line = opened.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            if port == edge.port and number % 5 != 1:  # every fifth never speaks TLS either
+                tls = fronted.client_tls()
+                assert tls is not None
+                line = opened.enter_context(tls.wrap_socket(line, server_hostname="localhost"))
+            line.sendall(b"" if number % 5 == 1 else begun[: len(begun) if number % 2 else 30])
+
+        statuses = [ask(fronted, "POST", "/chat", key=key, body={"prompt": "x"}).status for _ in range(20)]
+
+    assert statuses == [200] * 20
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

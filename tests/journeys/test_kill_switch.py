@@ -29,7 +29,7 @@ class RunningStream:
     def __init__(self, proxy: RunningProxy, key: str) -> None:
         self._body = json.dumps({**PROMPT, "stream": True})
         self._proxy, self._key = proxy, key
-        self.begun, self.ended = threading.Event(), threading.Event()
+        self.begun, self.underway, self.ended = (threading.Event() for _ in range(3))
         self.request_id, self.text = "", ""
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -51,6 +51,8 @@ class RunningStream:
                 while line := answer.readline():
                     self.text += line.decode()
                     self.begun.set()
+                    if self.text.count("word") > 2:
+                        self.underway.set()
         finally:
             self.ended.set()
 
@@ -86,8 +88,8 @@ def test_whoever_is_killed_is_cut_and_refused_until_let_go(proxy: RunningProxy, 
     for subject, seconds in ((kid, 200), (user, 403), ("prj_00000000000000000000000000", 403), ("everything", 403)):
         with endless_answers(provider):
             running, other = RunningStream(proxy, key), RunningStream(proxy, second)
-            assert running.begun.wait(PATIENCE_S)
-            assert other.begun.wait(PATIENCE_S)
+            assert running.underway.wait(PATIENCE_S)
+            assert other.underway.wait(PATIENCE_S)
 
             proxy.command("kill", subject, "--reason", "an exercise", "--yes")
 

@@ -153,3 +153,53 @@ def test_the_product_sends_nothing_to_a_metadata_service_and_tells_the_operator_
             assert "llm.example" not in text
     assert KEY not in log
     assert "a secret question" not in log
+
+
+def _filtered(told: Told, case: str) -> tuple[list[Outcome], bool]:
+    part = cast("dict[str, list[object]]", told.part("filtered")[case])
+    return [_outcome(each) for each in part["outcomes"]], bool(part["wanted"])
+
+
+def test_a_name_that_leads_elsewhere_each_time_is_reached_where_the_egress_filter_lets_it(told: Told) -> None:
+    without, _ = _filtered(told, "no list")
+    listed, wanted = _filtered(told, "listed")
+
+    assert [outcome.reached for outcome in without] == [[]] * 20
+    assert {outcome.failure for outcome in without} == {
+        "connect: Permission denied: refused by a packet filter of this host (scripts/egress show)"
+    }
+    assert listed == [Outcome(None, [PUBLIC])] * 20
+    assert wanted
+
+
+def test_of_several_addresses_the_one_that_is_let_through_is_taken_first(told: Told) -> None:
+    partly, wanted = _filtered(told, "listed partly")
+    another, another_wanted = _filtered(told, "listed another")
+
+    assert partly == [Outcome(None, [PUBLIC])]
+    assert another == [Outcome(None, [PUBLIC_2])]
+    assert (wanted, another_wanted) == (False, True)
+
+
+def test_an_address_that_is_not_let_through_is_told_as_the_filters_refusal(told: Told) -> None:
+    [outcome], _ = _filtered(told, "none listed")
+
+    assert outcome == Outcome(
+        "connect: Permission denied: refused by the egress filter (scripts/egress show: what it lets through)", []
+    )
+    assert told.report["product"]["refused"] in (502, 503)  # type: ignore[index]
+    assert "refused by the egress filter (scripts/egress show" in told.part("product")["log"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("case", ["listed and forbidden", "rebound"])
+def test_the_filters_list_opens_no_way_to_a_forbidden_address(told: Told, case: str) -> None:
+    [outcome], _ = _filtered(told, case)
+
+    assert outcome.failure is not None
+    assert outcome.reached == []
+
+
+def test_a_list_that_was_left_behind_gives_way_to_the_names_own_answer(told: Told) -> None:
+    [outcome], _ = _filtered(told, "left behind")
+
+    assert outcome == Outcome(None, [PUBLIC_2])

@@ -45,7 +45,7 @@ def test_a_provider_comes_moves_and_goes_while_the_product_runs(changed: Running
         Provider(reply_text="from the second", models=("second-model",)) as second,
         Provider(reply_text="from the third", models=("second-model",)) as third,
     ):
-        assert chat(proxy, "second-model").status == 404
+        everywhere(proxy, "second-model", 404)
 
         proxy.command(
             "providers", "add", "second", "--kind", "openai_compatible", "--url", second.base_url, "--model", "second-model",

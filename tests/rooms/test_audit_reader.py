@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -479,15 +479,19 @@ def test_two_hundred_connections_leave_the_writer_and_other_processes_alone(
     reader.state()
     with ExitStack() as stack:
         for _ in range(200):
-            stack.enter_context(connected(settings)).sendall(b'{"op":"tail"')
+            peer = stack.enter_context(connected(settings))
+            # Where there is no room for one more it may be turned away before it speaks.
+            with suppress(BrokenPipeError):
+                peer.sendall(b'{"op":"tail"')
 
         for _ in range(20):
             journal.record(event())
+        # The reader is a moment behind the writer.
+        wait_until(lambda: reader.state()["lines"] > 20)
         answers = talk_from_another_process(settings)
 
     assert answers["lines"] > 20
     assert len(readers_started(writer)) == 1
-    wait_until(lambda: reader.state()["lines"] > 20)
 
 
 def talk_from_another_process(settings: AuditSettings) -> dict[str, Any]:

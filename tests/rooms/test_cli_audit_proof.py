@@ -158,10 +158,12 @@ def test_checkpoints_kept_elsewhere_are_met_and_a_cut_off_log_shows(
     kept.write_text(printed.output, "utf-8")
 
     met = host.told("audit", "verify", "--genesis", owner, "--anchors", str(kept))
+    handed = host.run("audit", "verify", "--genesis", owner, "--anchors", "-", stdin=printed.output)
     anchors = [json.loads(line) for line in printed.output.splitlines()]
     assert set(anchors[0]) == {"t", "log", "n", "root", "note"}
     assert [anchor["n"] for anchor in anchors] == sorted(anchor["n"] for anchor in anchors)
     assert met["anchors_met"] == len(anchors)
+    assert f"{len(anchors)} anchors met" in handed.output
     assert (
         last.output.splitlines() == [printed.output.splitlines()[-1]] or json.loads(last.output)["n"] > anchors[-1]["n"]
     )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from secure_llm_proxy.audit.format import base64_text
-from tests.rooms.test_cli_first_run import STRONG, manage
+from tests.rooms.test_cli_first_run import STRONG
+from tests.support.operator_commands import run_command
+
+
+def manage(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **settings}
+    return run_command(arguments, environment=environment, directory=folder, seconds=60)
 
 
 def _begun(folder: Path) -> str:

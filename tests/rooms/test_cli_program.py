@@ -55,3 +55,29 @@ def test_nothing_is_imported_that_the_command_does_not_use(arguments: list[str],
 
     assert "Usage:" in done.stdout
     assert set(done.stderr.split()) & never == set()
+
+
+def test_what_a_setting_is_here_is_told_by_any_of_its_names_and_secrets_are_not(tmp_path: Path) -> None:
+    secrets = {"SECRET_KEY": "s3cr3t" * 6, "ENCRYPTION_KEY": "k3y0" * 9}
+    (tmp_path / "env").write_text("MAX_CONTENT_LENGTH=5000000\n", "utf-8")
+    names = ("MAX_REQUEST_SIZE", "WEB_CONCURRENCY")
+
+    told = settings_values(tmp_path, *names, **secrets)
+    secret = settings_values(tmp_path, "SECRET_KEY", **secrets)
+
+    assert (told.returncode, told.stdout) == (0, "MAX_REQUEST_SIZE=5000000\nWEB_CONCURRENCY=1\n")
+    assert (secret.returncode, secret.stdout) == (1, "")
+    assert "s3cr3t" not in secret.stderr
+
+
+def settings_values(folder: Path, *names: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        str(ROOT / "manage.py"),
+        "settings",
+        *(word for name in names for word in ("--value", name)),
+    ]
+    return subprocess.run(
+        command, cwd=folder, env={"ENV_FILE": str(folder / "env"), **environment},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,15 @@ def test_the_firewall_is_told_each_place_once(host: Installation, far_end: Provi
     assert lines.count("llm.egress.example:443") == 1
     assert {"[fd00::7]:8443", "gpu.internal:80", "waits-for-its-key.example:443"} <= set(lines)
     [place] = [place for place in places if place["host"] == "llm.egress.example"]
-    assert place == {"host": "llm.egress.example", "port": 443, "providers": sorted(twice)}
+    assert place == {
+        "host": "llm.egress.example",
+        "port": 443,
+        "protocol": "tcp",
+        "by": "web",
+        "providers": sorted(twice),
+        "for": ["provider"],
+        "sources": ["database"],
+    }
     for name in (*twice, *others, waiting):
         host.run("providers", "remove", name, "--yes")
 
@@ -278,15 +287,27 @@ def test_in_production_no_key_crosses_the_network_in_clear(short_folder: Path) -
 
 
 def test_the_doctor_asks_stored_providers_too_and_tells_which_want_a_key(host: Installation, far_end: Provider) -> None:
+    for left in host.listed("providers", "list"):
+        host.run("providers", "remove", str(left["name"]), "--yes")
     works = add(host, far_end.base_url)
     waits = add(host, far_end.base_url)
     host.run("providers", "change-url", waits, "https://waits.example/v1", "--yes")
+    other_key = replace(host, environment={**host.environment, "ENCRYPTION_KEY": "another key of a test" * 2})
+    without = {check["what"]: check for check in json.loads(other_key.run("doctor", "--json").output)}
     broken = add(host, f"http://127.0.0.1:{free_port()}/v1")
 
     checks = {check["what"]: check for check in json.loads(host.run("doctor", "--json").output)}
+    status = host.told("show-status")
     for name in (works, waits, broken):
         host.run("providers", "remove", name, "--yes")
 
+    assert "provider" not in checks
+    assert (status["provider"], host.told("show-status")["provider"]) == (
+        "stored in the database",
+        "none, the demo model answers",
+    )
+    assert without["provider"]["found"] == "none: the demo model answers"
+    assert without[f"provider {works}"]["found"] == "not asked: its key is unreadable"
     assert (checks[f"provider {works}"]["level"], checks[f"provider {works}"]["found"]) == ("ok", "answers, 2 models")
     assert checks[f"provider {waits}"]["level"] == "warning"
     assert checks[f"provider {waits}"]["fix"] == f"give it one: manage.py providers set-key {waits}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -67,7 +68,9 @@ class Supervised:
 
 
 @contextmanager
-def supervised(folder: Path, children: list[ChildPlan], check: str = "") -> Iterator[Supervised]:
+def supervised(
+    folder: Path, children: list[ChildPlan], check: str = "", *, inherits_orphans: bool = False
+) -> Iterator[Supervised]:
     reader, writer = os.pipe()
     plan = {
         "children": children,
@@ -83,6 +86,7 @@ def supervised(folder: Path, children: list[ChildPlan], check: str = "") -> Iter
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "secure_llm_proxy.server.supervisor", str(reader)],
             env=environment, cwd=folder, stdout=output, stderr=output, text=True, pass_fds=(reader,),
+            preexec_fn=_inherit_orphans if inherits_orphans else None,  # noqa: PLW1509  one thread only
         )  # fmt: skip
     os.close(reader)
     try:
@@ -91,6 +95,11 @@ def supervised(folder: Path, children: list[ChildPlan], check: str = "") -> Iter
         if process.poll() is None:
             process.kill()
         process.wait(10)
+
+
+def _inherit_orphans() -> None:
+    """As process 1 of a container does (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    ctypes.CDLL(None).prctl(36, 1)
 
 
 def child(folder: Path, name: str, *, without: list[str] | None = None, code: str = _CHILD) -> ChildPlan:
@@ -138,6 +147,21 @@ def test_a_killed_child_comes_back(folder: Path) -> None:
         "ERROR secure_llm_proxy.server.supervisor child ended, starting it again child=writer exit=-9 pause_s=0.0"
         in run.said()
     )
+
+
+def test_orphans_that_fall_to_it_are_reaped(folder: Path) -> None:
+    orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', '']); open(sys.argv[1], 'w')"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {orphan!r}, sys.argv[2] + '.left'])"
+
+    with supervised(folder, [child(folder, "writer", code=parent + _CHILD)], inherits_orphans=True) as run:
+        wait_until(lambda: "All is up." in run.said(), what="it is ready")
+        assert (folder / "writer.sock.left").exists()
+        children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children")
+        (ours,) = [pid for name, _, pid in run.diary() if name == "writer"]
+
+        wait_until(lambda: children.read_text().split() == [str(ours)], what="only the child is left")
+        run.process.send_signal(signal.SIGTERM)
+        assert run.process.wait(30) == 0
 
 
 def test_a_child_that_can_not_start_is_named_and_the_others_are_stopped(folder: Path) -> None:

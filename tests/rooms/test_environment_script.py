@@ -116,6 +116,23 @@ def test_a_second_start_does_nothing_and_needs_no_packages(workshop: Workshop) -
     assert workshop.run("--check") == (0, "", "")
 
 
+def test_an_environment_is_copied_from_another_of_the_same_lock_without_packages(workshop: Workshop) -> None:
+    workshop.require("1.0", workshop.publish("1.0"))
+    assert workshop.run()[0] == 0
+    without_packages = Workshop(workshop.folder / "next")
+    without_packages.folder.mkdir()
+    without_packages.lock.write_bytes(workshop.lock.read_bytes())
+
+    status, _, errors = without_packages.run("--like", str(workshop.environment))
+
+    assert (status, errors) == (0, "")
+    assert without_packages.run("--check")[0] == 0
+    told = without_packages.python("import tiny, sys; print(tiny.version, sys.prefix)").split()
+    assert told == ["1.0", str(without_packages.environment)]
+    old = f"{workshop.environment}/".encode()
+    assert [path for path in (without_packages.environment / "bin").glob("[!p]*") if old in path.read_bytes()] == []
+
+
 def test_a_changed_lock_replaces_the_environment(workshop: Workshop) -> None:
     workshop.run()
     workshop.require("2.0", workshop.publish("2.0"))

@@ -27,7 +27,7 @@ from secure_llm_proxy.identity import (
     User,
 )
 from secure_llm_proxy.identity.login_troubles import place_of
-from secure_llm_proxy.identity.passwords import PasswordCheck, PasswordVault
+from secure_llm_proxy.identity.passwords import PasswordCheck, PasswordVault, _peppered
 from tests.support.identity_room import PASSWORD_PEPPER, PEPPER, migrated_database
 from tests.support.postgresql import PrivatePostgreSQL
 from tests.support.sign_in_room import ELSEWHERE, LOGIN_PEPPER, OFFICE, PASSPHRASE, App, SignInRoom
@@ -321,8 +321,7 @@ def test_names_that_nobody_can_have_are_unknown_users(room: SignInRoom, name: st
 def test_an_outdated_hash_is_renewed_by_a_sign_in_and_ends_nothing(room: SignInRoom) -> None:
     from argon2 import PasswordHasher  # noqa: PLC0415  an older release's parameters
 
-    vault = room.accounts._vault
-    weaker = PasswordHash(PasswordHasher(2, 19456, 1).hash(vault._peppered(PASSPHRASE)))
+    weaker = PasswordHash(PasswordHasher(2, 19456, 1).hash(_peppered(PASSWORD_PEPPER, PASSPHRASE)))
     user = room.make_user(password=weaker)
     before = room.open_session(user)
 
@@ -331,7 +330,7 @@ def test_an_outdated_hash_is_renewed_by_a_sign_in_and_ends_nothing(room: SignInR
     stored = room.run(lambda session: room.accounts.credentials_of(session, user.username))
     assert stored is not None
     assert stored.password_hash != weaker
-    assert vault.check(stored.password_hash, PASSPHRASE) is PasswordCheck.RIGHT
+    assert room.accounts.check_password(stored.password_hash, PASSPHRASE) is PasswordCheck.RIGHT
     assert room.found(before.secret) is not None
     assert room.found(signed.secret) is not None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from http.cookies import SimpleCookie
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from werkzeug.test import TestResponse
 from secure_llm_proxy.foundation.secret_values import pseudonym
 from secure_llm_proxy.settings import Settings, ThrottlingSettings
 from secure_llm_proxy.vocabulary.events import AuditType, EventName
-from tests.support.house import LogCapture, stop_recording_at
+from secure_llm_proxy.web.admin.app import make_management_app
+from tests.support.house import LogCapture, make_web_house, stop_recording_at
 from tests.support.management_house import PASSWORD, ManagementClient, ManagementRoom, make_management_room
 
 ROOMY = Settings(throttling=ThrottlingSettings(login_requests_per_minute=10_000))
@@ -553,6 +555,25 @@ def test_a_change_with_a_cookie_takes_the_token_of_that_session(management: Mana
     assert read.status_code == 200
     assert done.status_code == 200
     assert client.ask("GET", "/auth/me", headers=cookie).status_code == 401
+
+
+def test_a_page_that_was_open_when_the_secret_changed_goes_on(management: ManagementRoom) -> None:
+    management.with_password("alice")
+    cookie, token = browser(management)
+    other = make_management_app(
+        make_web_house(management.small, Settings()),
+        replace(management.house, csrf_key=b"n" * 32, previous_csrf_keys=(management.house.csrf_key,)),
+    )
+    client = ManagementClient(other.test_client(use_cookies=False))
+    changed = ("A" if token[0] != "A" else "B") + token[1:]
+
+    refused = client.ask("POST", "/auth/logout", {}, headers={**cookie, "X-CSRF-Token": changed})
+    fetched = client.ask("GET", "/auth/csrf", headers=cookie).get_json()["csrf_token"]
+    there = management.client().ask("POST", "/auth/logout", {}, headers={**cookie, "X-CSRF-Token": fetched})
+    done = client.ask("POST", "/auth/logout", {}, headers={**cookie, "X-CSRF-Token": token})
+
+    assert [(answer.status_code, code_of(answer)) for answer in (refused, there)] == [(403, "csrf_failed")] * 2
+    assert done.status_code == 200
 
 
 def test_a_form_of_another_site_changes_nothing(management: ManagementRoom) -> None:

@@ -39,7 +39,7 @@ TABLES = {
     "users", "api_keys", "setup_tokens", "identity_revision", "identity_changes", "organisations", "projects",
     "project_members", "kill_switches", "totp_factors", "recovery_codes", "sessions", "login_troubles", "known_devices",
     "address_rules", "address_rules_revision", "audit_index", "audit_anchors", "audit_index_state",
-    "providers", "providers_revision",
+    "providers", "providers_revision", "person_keys",
 }  # fmt: skip
 KEPT_WHILE_REFERRED_TO = {"api_keys", "users", "projects"}
 assert secure_llm_proxy.identity.models  # the tables join Model.metadata when the module is imported
@@ -300,6 +300,65 @@ def test_two_upgrades_at_once_both_end_well(database: Database, database_url: st
 
     assert [(racer.returncode, end[1]) for racer, end in zip(racers, ends, strict=True)] == [(0, "")] * 3
     require_current_schema(database)
+
+
+# Forks a migration for each number and kills it (SIGKILL) behind so many statements; 0: before it commits.
+_KILLED_MIGRATIONS = """
+import os, signal, sys
+from sqlalchemy import event
+from secure_llm_proxy.cli.database_schema import current_revision, run_migrations
+from secure_llm_proxy.foundation.database import Database
+from secure_llm_proxy.settings import DatabaseSettings
+url, *numbers = sys.stdin.read().split()
+engine = Database(DatabaseSettings(url=url)).engine
+
+def migrate(number):
+    seen = 0
+    def count(_connection, _cursor, statement, *_):
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def look(_connection):
+        if seen > 60:
+            os.kill(os.getpid(), signal.SIGKILL)
+    event.listen(engine, "after_cursor_execute", count)
+    event.listen(engine, "commit", look)
+    run_migrations(engine, "upgrade", "head")
+
+for number in map(int, numbers):
+    if not (pid := os.fork()):
+        migrate(number)
+        os._exit(0)
+    end = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(end, current_revision(engine), flush=True)
+    engine.dispose()
+"""
+
+
+def test_a_migration_that_is_killed_is_as_if_it_had_not_begun_and_the_next_run_completes_it(
+    database: Database, database_url: str
+) -> None:
+    run_migrations(database.engine, "upgrade", "0002")
+    moment = "2026-11-21 00:00:00.000000"
+    with database.engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO users VALUES ('usr_1', 'a', 'a', 'a@example.org', 'member', 'active', NULL, :at, :at)"),
+            {"at": moment},
+        )
+    killed_at = (5, 20, 60, 0)
+
+    told = subprocess.run(
+        [sys.executable, "-c", _KILLED_MIGRATIONS],
+        input=" ".join(map(str, (database_url, *killed_at))), capture_output=True, text=True, cwd=ROOT, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    run_migrations(database.engine, "upgrade", "head")
+    with database.engine.begin() as connection:
+        users = connection.execute(text("SELECT id FROM users")).scalars().all()
+
+    assert told.splitlines() == ["-9 0002"] * len(killed_at)
+    require_current_schema(database)
+    assert users == ["usr_1"]
 
 
 def test_flask_migrate_runs_the_same_migrations(database: Database, database_url: str) -> None:

@@ -8,8 +8,9 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
@@ -17,21 +18,25 @@ from typing import cast
 
 import pytest
 
-from secure_llm_proxy.foundation.errors import ErrorCode
+from scripts.lib.render_nginx import requests_at_once
+from secure_llm_proxy.foundation.errors import ErrorCode, ProxyError
+from secure_llm_proxy.web.errors import anthropic_error_body
 from secure_llm_proxy.web.headers import SECURITY_HEADERS
 from tests.support.certificates import Certificate
-from tests.support.nginx import TEMPLATES, Flood, PrivateNginx, check_configuration, render, write_configuration
+from tests.support.check_nginx_site import check_by_gixy
+from tests.support.nginx import (
+    TEMPLATES,
+    Flood,
+    PrivateNginx,
+    check_configuration,
+    installed_nginx,
+    newest_nginx,
+    write_configuration,
+)
 from tests.support.ports import free_port
 from tests.support.programs import wait_until
 
 PATIENCE_S = 30.0
-FILLED = dict.fromkeys(
-    (
-        "SERVER_NAMES", "PUBLIC_URL", "LISTEN", "LISTEN_PLAIN", "CERTIFICATE", "CERTIFICATE_KEY", "SOCKET",
-        "ACCESS_LOG", "ERROR_LOG", "REQUESTS_PER_SECOND", "REQUESTS_BURST",
-    ),
-    "x",
-)  # fmt: skip
 
 
 class Upstream(ThreadingUnixStreamServer):
@@ -109,9 +114,13 @@ def upstream(short_folder: Path) -> Iterator[Upstream]:
         thread.join(PATIENCE_S)
 
 
-@pytest.fixture(scope="module")
-def site(upstream: Upstream, certificate: Certificate, short_folder: Path) -> Iterator[PrivateNginx]:
-    with PrivateNginx(short_folder / "site", certificate, socket=Path(str(upstream.server_address))) as nginx:
+@pytest.fixture(scope="module", params=[installed_nginx, newest_nginx], ids=["installed", "newest"])
+def site(
+    request: pytest.FixtureRequest, upstream: Upstream, certificate: Certificate, short_folder: Path
+) -> Iterator[PrivateNginx]:
+    folder = short_folder / f"site-{request.param.__name__}"
+    socket_path = Path(str(upstream.server_address))
+    with PrivateNginx(folder, certificate, socket=socket_path, program=request.param()) as nginx:
         yield nginx
 
 
@@ -192,6 +201,11 @@ REFUSED = {
         431,
         "malformed_request",
     ),
+    "host with a port that is none": (
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost:80@evil.example\r\n\r\n",
+        400,
+        "malformed_request",
+    ),
     "foreign host name": (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421, "unknown_host"),
     "internal path from outside": (b"GET /_refused/400 HTTP/1.1\r\nHost: localhost\r\n\r\n", 404, "not_found"),
 }
@@ -212,6 +226,36 @@ def test_what_nginx_refuses_itself_has_the_error_shape_of_the_product(site: Priv
     assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
     assert headers["strict-transport-security"] == "max-age=63072000; includeSubDomains"
     assert headers["server"] == "nginx"
+
+
+@pytest.mark.parametrize(
+    ("path", "version", "is_anthropics"),
+    [
+        ("/v1/messages", "", True),
+        ("/v1/messages/count_tokens?beta=true", "", True),
+        ("/v1/messages_of_mine", "2023-06-01", False),
+        ("/v1/models", "2023-06-01", True),
+        ("/v1/models/claude", "2023-06-01", True),
+        ("/v1/models", "", False),
+        ("/v1/chat/completions", "2023-06-01", False),
+    ],
+)
+def test_anthropics_clients_are_refused_in_anthropics_shape(
+    site: PrivateNginx, path: str, version: str, *, is_anthropics: bool
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9437185\r\n"
+
+    status, headers, body = exchange(site, f"{head}anthropic-version: {version}\r\n\r\n".encode())
+
+    told = json.loads(body)
+    assert (status, headers["content-type"], "type" in told) == (413, "application/json", is_anthropics)
+    if is_anthropics:
+        assert told["request_id"] == headers["request-id"] == headers["x-request-id"]
+        error = told["error"]
+        assert (told["type"], error["type"], error["code"]) == ("error", "request_too_large", "request_too_large")
+    else:
+        assert told["error"]["type"] == "invalid_request_error"
+        assert "request-id" not in headers
 
 
 def assert_browser_is_told_what_it_may_not(headers: dict[str, str]) -> None:
@@ -264,6 +308,71 @@ def test_a_flood_is_a_429_in_shape_with_a_time_to_retry(
     headers, body = refused[0]
     assert headers["retry-after"] == "1"
     assert json.loads(body)["error"]["code"] == "rate_limit_exceeded"
+
+
+@pytest.mark.parametrize("program", [installed_nginx, newest_nginx], ids=["installed", "newest"])
+def test_more_requests_than_nginx_has_connections_for_are_a_503_in_shape_and_streams_go_on(
+    upstream: Upstream, certificate: Certificate, short_folder: Path, program: Callable[[], str]
+) -> None:
+    folder, connections = short_folder / f"crowded-{program.__name__}", 32
+    served = requests_at_once(connections)
+    upstream.may_finish.clear()
+    with ExitStack() as held:
+        socket_path = Path(str(upstream.server_address))
+        crowded = PrivateNginx(folder, certificate, socket=socket_path, program=program(), connections=connections)
+        held.enter_context(crowded)
+        trusting = context_of(crowded)
+        streams = [held.enter_context(begun(crowded, "/v1/stream", trusting)) for _ in range(served)]
+        events = [stream.readline() for stream in streams]
+
+        # More than nginx has connections for; each stays open until nginx wants its place.
+        turned_away = [held.enter_context(begun(crowded, "/v1/messages", trusting)) for _ in range(2 * connections)]
+        told = [(each.status, each.getheader("Retry-After"), json.loads(each.read())) for each in turned_away]
+        upstream.may_finish.set()
+        rest = [stream.read() for stream in streams]
+        again = get(crowded, "/v1/models")[0]
+
+    assert events == [b"data: first\n"] * served
+    assert {(status, retry_after) for status, retry_after, _ in told} == {(503, "1")}
+    assert {body["error"]["code"] for _, _, body in told} == {"service_unavailable"}
+    assert {body["error"]["type"] for _, _, body in told} == {"api_error"}
+    assert rest == [b"\ndata: second\n\n"] * served
+    assert again == 200
+
+
+def test_slow_clients_that_hold_nginxs_connections_leave_one_to_say_503_with(
+    upstream: Upstream, certificate: Certificate, short_folder: Path
+) -> None:
+    connections = 32
+    upstream.may_finish.clear()
+    with ExitStack() as held:
+        socket_path = Path(str(upstream.server_address))
+        site = PrivateNginx(short_folder / "slow", certificate, socket=socket_path, connections=connections)
+        held.enter_context(site)
+        trusting = context_of(site)
+        for _ in range(connections // 2):
+            plain = held.enter_context(socket.create_connection(("127.0.0.1", site.port), PATIENCE_S))
+            slow = held.enter_context(trusting.wrap_socket(plain, server_hostname="localhost"))
+            slow.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: lo")
+
+        answers = [
+            held.enter_context(begun(site, "/v1/stream", trusting)) for _ in range(requests_at_once(connections))
+        ]
+        statuses = [answer.status for answer in answers]
+        upstream.may_finish.set()
+
+    served = statuses.count(200)
+    assert statuses == [200] * served + [503] * (len(statuses) - served)
+    assert 0 < served < len(statuses)
+
+
+@contextmanager
+def begun(site: PrivateNginx, path: str, context: ssl.SSLContext) -> Iterator[http.client.HTTPResponse]:
+    """The head of the answer to a GET; the connection stays open."""
+    connection = http.client.HTTPSConnection("localhost", site.port, timeout=PATIENCE_S, context=context)
+    with closing(connection):
+        connection.request("GET", path)
+        yield connection.getresponse()
 
 
 @pytest.mark.parametrize(("method", "body"), [("GET", None), ("POST", b"{}")])
@@ -345,12 +454,14 @@ _END_STREAM, _END_HEADERS = 1, 4
 _PROTOCOL_ERROR = (1).to_bytes(4)
 
 
-def ask_over_http_2(site: PrivateNginx, *headers: tuple[bytes, bytes]) -> tuple[str, bytes]:
+def ask_over_http_2(
+    site: PrivateNginx, *headers: tuple[bytes, bytes], target: bytes = b"/v1/models"
+) -> tuple[str, bytes]:
     """`answered` with the body, or `reset` with the code, for one GET with these headers."""
     context = context_of(site)
     context.set_alpn_protocols(["h2"])
     asked = [
-        (b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost"), (b":path", b"/v1/models"), *headers,
+        (b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost"), (b":path", target), *headers,
     ]  # fmt: skip
     # Literal fields without indexing and without Huffman's code (RFC 7541 §6.2.2).
     block = b"".join(b"\x00%c%b%c%b" % (len(name), name, len(value), value) for name, value in asked)
@@ -390,6 +501,15 @@ def test_a_plain_request_over_http_2_is_passed_on(site: PrivateNginx) -> None:
     assert ["Authorization", "Bearer k"] in [[name.title(), value] for name, value in seen]
 
 
+def test_a_blank_in_the_path_is_passed_on_over_http_2_and_hides_nothing(site: PrivateNginx) -> None:
+    how, body = ask_over_http_2(site, target=b"/v1/models/a%20b%20/_refused/400")
+    _, refused = ask_over_http_2(site, (b"connection", b"close"), target=b"/v1/models/a%20/_refused/400")
+
+    assert how == "answered"
+    assert json.loads(body)[0] == "/v1/models/a%20b%20/_refused/400"
+    assert json.loads(refused)["error"]["code"] == "malformed_request"
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -425,15 +545,18 @@ def test_headers_about_the_connection_are_refused_over_http_2(site: PrivateNginx
 def test_line_ends_and_their_like_in_headers_are_refused_over_http_2(
     site: PrivateNginx, header: tuple[bytes, bytes]
 ) -> None:
-    assert ask_over_http_2(site, header) == ("reset", _PROTOCOL_ERROR)
+    how, told = ask_over_http_2(site, header)
+
+    # nginx 1.22 resets the stream, the newest one answers.
+    assert (how, told) == ("reset", _PROTOCOL_ERROR) or json.loads(told)["error"]["code"] == "malformed_request"
 
 
-def test_a_reset_stream_is_a_line_of_json_in_the_access_log_too(site: PrivateNginx) -> None:
+def test_a_refused_stream_is_a_line_of_json_in_the_access_log_too(site: PrivateNginx) -> None:
     ask_over_http_2(site, (b"user-agent", b"reset-me"), (b"x-a", b"a\nb"))
 
     wait_until(lambda: "reset-me" in site.access_log.read_text("utf-8"), what="the request is logged")
     [line] = [line for line in site.access_log.read_text("utf-8").splitlines() if "reset-me" in line]
-    assert json.loads(line)["status"] == 0
+    assert json.loads(line)["status"] in {0, 400}  # 0 where the stream was reset
 
 
 @pytest.mark.parametrize(
@@ -490,17 +613,34 @@ def test_no_suite_without_forward_secrecy_or_authenticated_encryption_is_taken_u
 def test_the_access_log_names_both_ids_and_neither_queries_nor_health_checks(site: PrivateNginx) -> None:
     get(site, "/health")
     get(site, "/health/live")
-    agent = 'quote " and \\ and \x07'
-    get(site, "/v1/models?api_key=slp_live_in_the_query", **{"User-Agent": agent})
+    agent = f'quote " and \\ and \x07 {site.port}'
+    get(site, "/v1/models?api_key=slp_live_in_the_query#slp_live_in_the_fragment", **{"User-Agent": agent})
 
     # nginx writes its line when the answer is out.
     wait_until(lambda: agent in [line["agent"] for line in logged_by(site)], what="the request is logged")
     lines = logged_by(site)
-    assert "in_the_query" not in site.access_log.read_text("utf-8")
-    assert not [line for line in lines if str(line["path"]).startswith("/health")]
-    logged = [line for line in lines if line["agent"] == agent]
-    assert [(line["exchange"], line["status"], line["client"]) for line in logged] == [("exc_01", 200, "127.0.0.1")]
-    assert re.fullmatch("[0-9a-f]{32}", str(logged[0]["edge_id"]))
+    assert "in_the_" not in site.access_log.read_text("utf-8")
+    assert not [line for line in lines if str(line["path"]).startswith("/health") and line["status"] == 200]
+    [logged] = [line for line in lines if line["agent"] == agent]
+    seen = (logged["exchange"], logged["status"], logged["client"], logged["path"], logged["worker_status"])
+    assert seen == ("exc_01", 200, "127.0.0.1", "/v1/models", "200")
+    assert int(str(logged["worker_bytes"])) > 0
+    assert abs(float(str(logged["unix"])) - datetime.fromisoformat(str(logged["time"])).timestamp()) <= 1
+    assert re.fullmatch("[0-9a-f]{32}", str(logged["edge_id"]))
+
+
+def test_what_nginx_refuses_is_logged_under_the_path_that_was_asked_for_and_the_id_that_its_client_was_told(
+    site: PrivateNginx,
+) -> None:
+    raw = b"POST /v1/asked%20for HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9437185\r\n\r\n"
+    _, headers, _ = exchange(site, raw)
+
+    def lines() -> list[dict[str, object]]:
+        return [line for line in logged_by(site) if line["edge_id"] == headers["x-request-id"]]
+
+    wait_until(lambda: bool(lines()), what="the request is logged")
+    [line] = lines()
+    assert (line["path"], line["status"], line["exchange"], line["worker_bytes"]) == ("/v1/asked%20for", 413, "", "")
 
 
 def logged_by(site: PrivateNginx) -> list[dict[str, object]]:
@@ -509,39 +649,60 @@ def logged_by(site: PrivateNginx) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
 
 
-def test_the_site_is_rendered_for_the_nginx_that_will_read_it() -> None:
-    old = render("secure_llm_proxy.conf", FILLED, version=(1, 22, 1))
-    new = render("secure_llm_proxy.conf", FILLED, version=(1, 26, 3))
-
-    assert "listen x ssl http2 default_server;" in old
-    assert "    http2 on;\n" not in old
-    assert "listen x ssl default_server;" in new
-    assert new.count("    http2 on;\n") == 2
-    assert not [line for line in new.splitlines() if "@" in line and not line.lstrip().startswith("#")]
-
-
-def test_the_configuration_is_accepted_without_a_warning(certificate: Certificate, short_folder: Path) -> None:
+@pytest.mark.parametrize("program", [installed_nginx, newest_nginx], ids=["installed", "newest"])
+def test_the_configuration_is_accepted_without_a_warning_and_without_a_finding(
+    certificate: Certificate, short_folder: Path, program: Callable[[], str]
+) -> None:
     main = write_configuration(
-        short_folder / "checked",
+        short_folder / f"checked-{program.__name__}",
         certificate,
         socket=short_folder / "nobody.sock",
         port=free_port(),
         plain_port=free_port(),
-        flood=Flood(),
+        program=program(),
     )
 
-    said = check_configuration(main)
+    said = check_configuration(main, program())
 
     assert "test is successful" in said
+    check_by_gixy(main)
 
 
-def test_every_refusal_has_a_code_that_clients_know() -> None:
+def test_the_proof_for_a_certificate_is_read_over_plain_http_and_nothing_beside_it(site: PrivateNginx) -> None:
+    folder = site.directory / "acme" / ".well-known" / "acme-challenge"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "token").write_text("token.thumbprint", "ascii")
+    (site.directory / "acme" / "secret").write_text("not for you", "ascii")
+
+    asked = {
+        path: exchange_over_plain_http(site, path)
+        for path in ("token", "absent", "", "../../secret", "%2e%2e/%2e%2e/secret", "..%2f..%2fsecret")
+    }
+
+    assert asked.pop("token") == (200, b"token.thumbprint")
+    assert {status for status, _ in asked.values()} <= {308, 403, 404}
+    assert not [body for _, body in asked.values() if b"not for you" in body]
+
+
+def exchange_over_plain_http(site: PrivateNginx, path: str) -> tuple[int, bytes]:
+    with closing(http.client.HTTPConnection("127.0.0.1", site.plain_port, timeout=PATIENCE_S)) as connection:
+        connection.request("GET", f"/.well-known/acme-challenge/{path}", headers={"Host": "localhost"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def test_every_refusal_has_a_code_that_clients_know_and_says_the_same_in_both_shapes() -> None:
     text = (TEMPLATES / "refusals.conf").read_text("utf-8")
 
-    bodies = [json.loads(body) for body in re.findall(r"return \d+ '(.*)';", text)]
-    pages = set(re.findall(r"error_page [^;]*?(/_refused/\d+);", text))
-    answers = set(re.findall(r"location = (/_refused/\d+) ", text))
+    told = re.findall(r"location = /_refused/(\w+)/(\d+) { return (\d+) '(.*)'; }", text)
+    openai = {name: (status, json.loads(body)["error"]) for shape, name, status, body in told if shape == "openai"}
+    anthropic = {name: (status, json.loads(body)) for shape, name, status, body in told if shape == "anthropic"}
+    pages = set(re.findall(r"error_page [^;]*?/_refused/\$slp_shape/(\d+);", text)) | {"500", "502"}
 
-    assert {body["error"]["code"] for body in bodies} <= {code.value for code in ErrorCode}
-    assert all(set(body["error"]) == {"message", "type", "param", "code"} for body in bodies)
-    assert pages == answers
+    assert pages == openai.keys() == anthropic.keys()
+    for name, (status, error) in openai.items():
+        assert list(error) == ["message", "type", "param", "code"]
+        assert error["code"] in {code.value for code in ErrorCode}
+        said = ProxyError(error["message"], code=ErrorCode(error["code"]))
+        said.status = int(status)
+        assert anthropic[name] == (status, json.loads(anthropic_error_body(said, "$request_id")))

@@ -34,8 +34,10 @@ class Certificate:
     authority: Path
 
 
-def make_certificate(directory: Path, *, names: str = "DNS:localhost,IP:127.0.0.1,IP:::1") -> Certificate:
-    """Write an authority and a leaf for `names` (OpenSSL's subjectAltName syntax) into `directory`; both live two days."""
+def make_certificate(
+    directory: Path, *, names: str = "DNS:localhost,IP:127.0.0.1,IP:::1", days: int = 2
+) -> Certificate:
+    """Write an authority and a leaf for `names` (OpenSSL's subjectAltName syntax) into `directory`; both live so many days."""
     directory.mkdir(parents=True, exist_ok=True)
     authority, authority_key = directory / "authority.pem", directory / "authority.key"
     request, leaf, leaf_key = directory / "leaf.csr", directory / "leaf.pem", directory / "leaf.key"
@@ -43,13 +45,13 @@ def make_certificate(directory: Path, *, names: str = "DNS:localhost,IP:127.0.0.
     extensions.write_text(_LEAF_EXTENSIONS.format(names=names), "utf-8")
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     _openssl(
-        "req", "-x509", *new_key, "-days", "2", "-subj", "/CN=Test authority",
+        "req", "-x509", *new_key, "-days", str(days), "-subj", "/CN=Test authority",
         "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", authority_key, "-out", authority,
     )  # fmt: skip
     _openssl("req", *new_key, "-subj", "/CN=localhost", "-keyout", leaf_key, "-out", request)
     _openssl(
         "x509", "-req", "-in", request, "-CA", authority, "-CAkey", authority_key, "-CAcreateserial",
-        "-days", "2", "-extfile", extensions, "-out", leaf,
+        "-days", str(days), "-extfile", extensions, "-out", leaf,
     )  # fmt: skip
     return Certificate(certificate=leaf, key=leaf_key, authority=authority)
 

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import httpx2
@@ -46,7 +46,18 @@ class Answer:
         return self.error["code"]
 
 
-def sdk(proxy: RunningProxy, key: str, **options: float) -> openai.OpenAI:
+class Door(Protocol):
+    """Where clients knock: a proxy that a test has started, or one installed on a machine."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    def client_tls(self) -> ssl.SSLContext | None:
+        """What clients trust; None where plain HTTP is spoken."""
+        ...
+
+
+def sdk(proxy: Door, key: str, **options: float) -> openai.OpenAI:
     """The official SDK with nothing changed but base URL, key and the trusted authority. It does not retry."""
     verify = proxy.client_tls() or True
     return openai.OpenAI(
@@ -59,7 +70,7 @@ def sdk(proxy: RunningProxy, key: str, **options: float) -> openai.OpenAI:
 
 
 def ask(
-    proxy: RunningProxy,
+    proxy: Door,
     method: str,
     path: str,
     *,
@@ -84,7 +95,7 @@ def ask(
 
 
 @contextmanager
-def connection_to(proxy: RunningProxy) -> Iterator[http.client.HTTPConnection]:
+def connection_to(proxy: Door) -> Iterator[http.client.HTTPConnection]:
     parts = urlsplit(proxy.base_url)
     assert parts.hostname is not None
     context = proxy.client_tls()
@@ -99,7 +110,7 @@ def connection_to(proxy: RunningProxy) -> Iterator[http.client.HTTPConnection]:
         connection.close()
 
 
-def send_raw(proxy: RunningProxy, data: bytes) -> bytes:
+def send_raw(proxy: Door, data: bytes) -> bytes:
     """Send bytes as they are and return everything that comes back until the server hangs up."""
     parts = urlsplit(proxy.base_url)
     assert parts.hostname is not None

@@ -478,6 +478,7 @@ def make_web_house(
         house=small.house,
         settings=settings,
         address_of=gate.client_address,
+        is_proxy=gate.is_proxy,
         troubles=troubles if troubles is not None else {"database": lambda: None, "audit": lambda: None},
         security_status=lambda: {"security_metrics": {}},
         render_metrics=lambda: render_metrics(small.metrics.own),

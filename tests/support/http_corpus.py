@@ -22,12 +22,12 @@ _L = b"Content-Length: 14"
 _T = b"Transfer-Encoding: chunked"
 _CHUNKED = b'e\r\n{"prompt":"x"}\r\n0\r\n\r\n'
 
-_LENGTHS = (
+LENGTHS = (
     b"+14", b"-14", b"0x0e", b"1 4", b"14 ", b" 14", b"\t14", b"14\t", b"014", b"0", b"00", b"14,14", b"14, 14",
     b"14;", b"1e1", b"14.0", b"", b" ", b"\xb2", b"\xbc", b"1_4", b"99999999999999999999", b"9" * 400, b"-0", b"+0",
     b"14\x00", b"\x0014", b"14\x0b", b"four", b"0b1110", b"0o16", b"'14'", b'"14"', b"14\r", b"1\r4", b"15", b"13",
 )  # fmt: skip
-_CODINGS = (
+CODINGS = (
     b"chunked", b"Chunked", b"CHUNKED", b" chunked", b"chunked ", b"\tchunked", b"chunked\t", b"xchunked", b"chunkedx",
     b"chunked, chunked", b"identity", b"identity, chunked", b"chunked, identity", b"gzip, chunked", b"gzip",
     b"chunked;q=1", b"\x0bchunked", b"chunked\x00", b'"chunked"', b"", b",chunked", b"chunked,", b"cow, chunked",
@@ -77,11 +77,11 @@ _LINES = (
 )  # fmt: skip
 
 HOSTILE: tuple[bytes, ...] = (
-    *(_post(_H, b"Content-Length: " + length) + _NEXT for length in _LENGTHS),
-    *(_post(_H, b"Transfer-Encoding: " + coding, body=_CHUNKED) + _NEXT for coding in _CODINGS),
+    *(_post(_H, b"Content-Length: " + length) + _NEXT for length in LENGTHS),
+    *(_post(_H, b"Transfer-Encoding: " + coding, body=_CHUNKED) + _NEXT for coding in CODINGS),
     # CL.TE, TE.CL, TE.TE and two lengths
-    *(_post(_H, _L, b"Transfer-Encoding: " + coding, body=_CHUNKED) + _NEXT for coding in _CODINGS),
-    *(_post(_H, b"Transfer-Encoding: " + coding, _L, body=_CHUNKED) + _NEXT for coding in _CODINGS[:8]),
+    *(_post(_H, _L, b"Transfer-Encoding: " + coding, body=_CHUNKED) + _NEXT for coding in CODINGS),
+    *(_post(_H, b"Transfer-Encoding: " + coding, _L, body=_CHUNKED) + _NEXT for coding in CODINGS[:8]),
     *(_post(_H, first, _L) + _NEXT for first in (_L, b"content-length: 0", b"CONTENT-LENGTH: 3", b"Content-Length:14")),
     _post(_H, _T, b"Transfer-Encoding: cow", body=_CHUNKED) + _NEXT,
     _post(_H, _T, body=b'e;x=y\r\n{"prompt":"x"}\r\n0\r\nX-A: b\r\n\r\n') + _NEXT,

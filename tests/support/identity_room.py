@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+
+import psycopg2
+from psycopg2.extensions import cursor as Cursor  # noqa: N812 - the name of a class
+from sqlalchemy.engine import URL
 
 from secure_llm_proxy.cli.database_schema import run_migrations
 from secure_llm_proxy.foundation.clock import Clock
@@ -37,9 +46,67 @@ class ManualClock:
 
 
 def migrated_database(url: str) -> Database:
-    database = Database(DatabaseSettings.model_validate({"url": normalise_database_url(url)}))
+    """Open the database with the schema of today.
+
+    An empty one becomes a copy of one that was migrated once: 0.01 (SQLite) and 0.1 instead of 0.15 and 0.3 s of CPU. That the
+    migrations themselves work on both is shown by tests/rooms/test_migrations.py.
+    """
+    database = _open(normalise_database_url(url))
+    if database.is_sqlite:
+        path = Path(database.engine.url.database or "")
+        if path.stat().st_size == 0:
+            path.write_bytes(_migrated_file())
+            return database
+    elif _became_a_copy(database.engine.url):
+        return database
     run_migrations(database.engine, "upgrade", "head")
     return database
+
+
+def _open(url: str) -> Database:
+    return Database(DatabaseSettings.model_validate({"url": url}))
+
+
+@cache
+def _migrated_file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "migrated.db"
+        database = _open(f"sqlite:///{path}")
+        run_migrations(database.engine, "upgrade", "head")
+        database.close()
+        with closing(sqlite3.connect(path)) as connection:
+            return connection.serialize()
+
+
+def _became_a_copy(url: URL) -> bool:
+    """False when something is in the database already. The original stays on that server, under a name of its own."""
+    name, original = url.database, "migrated"
+    with _connected(url) as cursor:
+        cursor.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
+        if cursor.fetchone() != (0,):
+            return False
+    with _connected(url.set(database="postgres")) as cursor:
+        cursor.execute("SELECT count(*) FROM pg_database WHERE datname = %s", (original,))
+        if cursor.fetchone() == (0,):
+            cursor.execute(f"CREATE DATABASE {original}")
+            first = _open(url.set(database=original).render_as_string(hide_password=False))
+            run_migrations(first.engine, "upgrade", "head")
+            first.close()
+        # Copying files is the cheaper way here, and the only one before PostgreSQL 15.
+        strategy = "STRATEGY file_copy" if cursor.connection.server_version >= 150_000 else ""
+        cursor.execute(f"DROP DATABASE {name}")
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE {original} {strategy}")
+    return True
+
+
+@contextmanager
+def _connected(url: URL) -> Iterator[Cursor]:
+    with closing(
+        psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    ) as connection:
+        connection.autocommit = True
+        with connection.cursor() as made:
+            yield made
 
 
 def make_accounts(clock: Clock, **settings: object) -> Accounts:

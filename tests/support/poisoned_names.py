@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secure_llm_proxy.upstream.destinations import read_own_hosts
+from secure_llm_proxy.upstream.egress_list import NO_EGRESS_LIST, EgressList
 from secure_llm_proxy.upstream.endpoint import parse_endpoint, tls_context
 from secure_llm_proxy.upstream.wire import Wire, WireBroken, WireTimedOut
 from tests.support.certificates import Certificate, make_certificate
@@ -34,6 +35,8 @@ FORBIDDEN = (
     "168.63.129.16", "::1", "fd00::7", "fd00:ec2::254", "::ffff:10.0.0.7", "::ffff:169.254.169.254", "::10.0.0.7",
     "64:ff9b::a00:7", "64:ff9b::a9fe:a9fe", "2002:a00:7::1", "2001:0:4136:e378:8000:63bf:f5ff:fff8", "0.0.0.0", "::",  # noqa: S104
 )  # fmt: skip
+# The kernel refuses to send there, as it does where the egress filter of a host refuses.
+REFUSED = "93.184.217"
 METADATA = ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "168.63.129.16")
 KEY = "sk-poisoned-7Q2xW9"
 _A, _AAAA = 1, 28
@@ -167,6 +170,7 @@ def main(folder: Path) -> None:
             for word in ("servfail", "nxdomain", "silence", "garbage", "other-name")
         },
         "nothing": wire.to("nothing.llm.example", [()]),
+        "filtered": wire.filtered(folder),
         "product": _product(folder, names, secure, certificate),
     }
     print(json.dumps(told))
@@ -200,10 +204,39 @@ class _Wires:
         self._names.zone[host] = rounds
         return self.opened(f"{scheme}://{host}", own=own)
 
-    def opened(self, url: str, *, own: tuple[str, ...] = ()) -> dict[str, object]:
+    def filtered(self, folder: Path) -> dict[str, object]:
+        """Where a filter refuses every address but those that it lists, for a name that leads to another one each time."""
+        rounds: list[tuple[str, ...]] = [(f"{REFUSED}.{number}",) for number in range(1, 21)]
+        file, wanted = folder / "let-through.json", folder / "wanted"
+        told: dict[str, object] = {}
+        cases: tuple[tuple[str, list[str] | None, float, list[tuple[str, ...]]], ...] = (
+            ("no list", None, 0, rounds),
+            ("listed", [PUBLIC], 0, rounds),
+            ("listed partly", [PUBLIC], 0, [(f"{REFUSED}.1", PUBLIC_2, PUBLIC)]),
+            ("listed another", [PUBLIC_2, PUBLIC_6], 0, rounds[:1]),
+            ("none listed", [], 0, rounds[:1]),
+            ("listed and forbidden", ["10.0.0.7", "169.254.169.254", "::1"], 0, rounds[:1]),
+            ("rebound", [PUBLIC], 0, [("10.0.0.7",)]),
+            ("left behind", [PUBLIC], 9999, [(PUBLIC_2,)]),
+        )
+        for case, listed, age_s, answers in cases:
+            self._count += 1
+            host = f"h{self._count}-filtered.llm.example"
+            self._names.zone[host] = answers
+            wanted.unlink(missing_ok=True)
+            if listed is not None:
+                _publish(file, host, self._secure.port, listed, age_s)
+            egress_list = EgressList(file if listed is not None else None, wanted=wanted)
+            outcomes = [self.opened(f"https://{host}", egress_list=egress_list) for _ in answers]
+            told[case] = {"outcomes": outcomes, "wanted": wanted.exists()}
+        return told
+
+    def opened(
+        self, url: str, *, own: tuple[str, ...] = (), egress_list: EgressList = NO_EGRESS_LIST
+    ) -> dict[str, object]:
         provider = self._secure if url.startswith("https") else self._plain
         endpoint = parse_endpoint(f"{url}:{provider.port}/v1", read_own_hosts(own))
-        wire = Wire(endpoint, self._context if endpoint.secure else None)
+        wire = Wire(endpoint, self._context if endpoint.secure else None, egress_list)
         failure = None
         try:
             wire.open(time.monotonic() + _PATIENCE_S)
@@ -229,6 +262,20 @@ class _Wires:
         return [self.opened("https://rebinding.llm.example") for _ in rounds]
 
 
+def _publish(file: Path, host: str, port: int, addresses: list[str], age_s: float) -> None:
+    """As scripts/egress does."""
+    now_s = time.monotonic()
+    until_s = dict.fromkeys(addresses, now_s + 3600)
+    told = {
+        "format": 1,
+        "looked_s": now_s - age_s,
+        "places": [{"host": host, "port": port, "until_s": until_s}],
+    }
+    draft = file.with_name("draft.json")
+    draft.write_text(json.dumps(told), "utf-8")
+    draft.replace(file)
+
+
 def _settled(provider: Provider, *, expected: bool) -> list[str]:
     """Where connections arrived; who expects one waits for it."""
     arrived: list[Arrival] = []
@@ -247,7 +294,11 @@ def _product(folder: Path, names: Names, provider: Provider, certificate: Certif
         "LLM_API_KEY": KEY,
         "LLM_CA_FILE": str(certificate.authority),
         "LLM_MODELS": "test-model",
+        "EGRESS_LIST": str(folder / "let-through.json"),
+        # Of what fails once, it says so once.
+        "LLM_RETRIES": "0",
     }
+    _publish(folder / "let-through.json", "another.llm.example", 443, [PUBLIC], 0)
     body = {"model": "test-model", "messages": [{"role": "user", "content": "a secret question"}]}
     told: dict[str, object] = {}
     with RunningProxy(folder / "product", settings) as proxy:
@@ -268,6 +319,8 @@ def _product(folder: Path, names: Names, provider: Provider, certificate: Certif
                 "reached": _settled(provider, expected=False),
             }
         told["after"] = after
+        names.zone["turned.llm.example"] = [(f"{REFUSED}.1",)]
+        told["refused"] = ask(proxy, "POST", "/v1/chat/completions", key=key, body=body).status
         names.zone["turned.llm.example"] = [(PUBLIC,)]
         again = ask(proxy, "POST", "/v1/chat/completions", key=key, body=body)
         told["again"] = {"status": again.status, "reached": _settled(provider, expected=True)}
@@ -293,6 +346,7 @@ def _own_addresses() -> None:
         if address not in ("127.0.0.1", "::1", "0.0.0.0", "::") and not address.startswith(("::ffff:", "::10.")):  # noqa: S104
             _run("ip", "addr", "add", f"{address}/{128 if ':' in address else 32}", "dev", "lo")
     _run("ip", "addr", "add", "::10.0.0.7/128", "dev", "lo")
+    _run("ip", "route", "add", "prohibit", f"{REFUSED}.0/24")
 
 
 def _run(*command: str) -> None:

@@ -37,12 +37,10 @@ def _candidate() -> int:
     room = int(_KERNEL_RANGE.read_text("ascii").split()[0]) - _LOWEST
     if room <= _ROOM_MIN:
         return 0
-    # Not by `random`, which two runs at the same time may have seeded alike. The two halves of scripts/test keep apart
-    # altogether: what one has stopped for a while, the other must not take.
-    half = os.environ.get("TEST_HALF")
-    if half in {"0", "1"}:
-        return _LOWEST + 2 * secrets.randbelow(room // 2) + int(half)
-    return _LOWEST + secrets.randbelow(room)
+    # Not by `random`, which two runs at the same time may have seeded alike. The processes of one run (side_by_side.py) keep
+    # apart altogether: what one has stopped for a while, no other must take.
+    number, _, processes = os.environ.get("TEST_PROCESS", "0/1").partition("/")
+    return _LOWEST + int(processes) * secrets.randbelow(room // int(processes)) + int(number)
 
 
 def is_open(port: int) -> bool:

@@ -43,10 +43,11 @@ def start_server(
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
     end_signal: str = "TERM",
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own; it gets `end_signal` when the test process dies, however that dies.
 
-    As `user` when that is given and we are root.
+    As `user` when that is given and we are root. It inherits `pass_fds` under their numbers.
     """
     setpriv = find_program("setpriv", package="util-linux")
     other = user if os.geteuid() == 0 else None
@@ -61,6 +62,7 @@ def start_server(
         user=other,
         group=other,
         extra_groups=None if other is None else [],
+        pass_fds=pass_fds,
     )
 
 

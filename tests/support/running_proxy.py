@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tests.support.operator_commands import run_command
 from tests.support.ports import free_port
 from tests.support.programs import ServerFailed, start_server, stop_server, wait_until, wait_until_up
 
@@ -167,11 +168,9 @@ class RunningProxy:
 
     def command(self, *arguments: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `manage.py` with the product's own environment. Raises ServerFailed when it fails, unless `check` is off."""
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "manage.py"), *arguments],
-            env=self.environment, cwd=self.home, input=stdin, capture_output=True, text=True, check=False,
-            timeout=_COMMAND_PATIENCE_S,
-        )  # fmt: skip
+        done = run_command(
+            arguments, environment=self.environment, directory=self.home, stdin=stdin, seconds=_COMMAND_PATIENCE_S
+        )
         if check and done.returncode != 0:
             message = (
                 f"manage.py {' '.join(arguments)} ended with status {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -8,7 +8,7 @@ from flask_wtf.csrf import CSRFProtect
 from secure_llm_proxy.audit.report import Configured
 from secure_llm_proxy.vocabulary.events import AuditType
 from secure_llm_proxy.web.admin.catalogue import ENDPOINTS
-from secure_llm_proxy.web.admin.csrf import RequestSessions
+from secure_llm_proxy.web.admin.csrf import CSRF_HEADER, RequestSessions
 from secure_llm_proxy.web.admin.errors import management_error_body
 from secure_llm_proxy.web.admin.frame import BODY_BYTES_MAX, make_management_doors
 from secure_llm_proxy.web.admin.guard import ManagementGuard
@@ -30,7 +30,7 @@ def make_management_app(web: WebHouse, house: ManagementHouse) -> Flask:
         PROVIDE_AUTOMATIC_OPTIONS=False,
         SECRET_KEY=house.csrf_key,
         WTF_CSRF_CHECK_DEFAULT=False,
-        WTF_CSRF_HEADERS=["X-CSRF-Token"],
+        WTF_CSRF_HEADERS=[CSRF_HEADER],
         # `csrf.require_own_origin` asks for more than a Referer, which our pages don't send.
         WTF_CSRF_SSL_STRICT=False,
         WTF_CSRF_TIME_LIMIT=_CSRF_TOKEN_S,
@@ -38,7 +38,7 @@ def make_management_app(web: WebHouse, house: ManagementHouse) -> Flask:
     )
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
-    app.session_interface = RequestSessions(house.csrf_key)
+    app.session_interface = RequestSessions(house.csrf_key, house.previous_csrf_keys)
     attach(app, web)
     attach_management(app, house)
     csrf = CSRFProtect()

@@ -9,18 +9,21 @@ of it is stored anywhere. Source: ASVS 5.0 3.5.1 to 3.5.3; OWASP CSRF cheat shee
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from hashlib import sha256
 from urllib.parse import urlsplit
 
 from flask import Flask, Request, Response, current_app, request, session
 from flask.sessions import SessionInterface, SessionMixin
-from flask_wtf.csrf import CSRFProtect, generate_csrf
+from flask_wtf.csrf import CSRFProtect, generate_csrf, validate_csrf
 from werkzeug.exceptions import BadRequest
+from wtforms import ValidationError  # type: ignore[import-untyped]  # ships none
 
 from secure_llm_proxy.foundation.errors import ErrorCode, PermissionDenied, UnsupportedMedia
 from secure_llm_proxy.web.admin.cookies import session_cookie
 from secure_llm_proxy.web.arrival import Arrival
 
+CSRF_HEADER = "X-CSRF-Token"
 _FIELD = "csrf_token"
 _FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "application/x-url-encoded"})
 
@@ -30,10 +33,14 @@ class RequestSession(dict[str, object], SessionMixin):
 
 
 class RequestSessions(SessionInterface):
-    """Gives each request with a session cookie the raw half of its CSRF token, and keeps nothing."""
+    """Gives each request with a session cookie the raw half of its CSRF token, and keeps nothing.
 
-    def __init__(self, key: bytes) -> None:
+    A token that was made under one of `previous_keys` is good too, for pages that were open when SECRET_KEY changed.
+    """
+
+    def __init__(self, key: bytes, previous_keys: Sequence[bytes] = ()) -> None:
         self._key = key
+        self.previous_keys = tuple(previous_keys)
 
     def open_session(self, app: Flask, request: Request) -> RequestSession:  # noqa: ARG002
         return RequestSession()
@@ -41,9 +48,9 @@ class RequestSessions(SessionInterface):
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Nothing: no cookie of Flask's own is ever set."""
 
-    def bind(self, secret: str) -> None:
+    def bind(self, secret: str, key: bytes | None = None) -> None:
         """The CSRF token of this request is the one that belongs to the session with that secret."""
-        session[_FIELD] = hmac.new(self._key, secret.encode(), sha256).hexdigest()
+        session[_FIELD] = hmac.new(key or self._key, secret.encode(), sha256).hexdigest()
 
 
 def csrf_token_for(secret: str) -> str:
@@ -59,11 +66,14 @@ def require_own_page(csrf: CSRFProtect, arrival: Arrival) -> None:
     if request.mimetype in _FORMS:
         # Flask-WTF would look for its token in there: nobody here takes a form.
         raise UnsupportedMedia("Send the body as JSON, with `Content-Type: application/json`.")
-    _bind(session_cookie(arrival) or "")
+    secret = session_cookie(arrival) or ""
+    interface = _bind(secret)
     try:
         csrf.protect()
     except BadRequest:
-        raise _refused("The CSRF token is missing, not that of this session, or too old.") from None
+        token = request.headers.get(CSRF_HEADER)
+        if not any(_is_earlier_token(interface, token, secret, key) for key in interface.previous_keys):
+            raise _refused("The CSRF token is missing, not that of this session, or too old.") from None
 
 
 def require_own_origin(arrival: Arrival) -> None:
@@ -86,10 +96,22 @@ def require_own_origin(arrival: Arrival) -> None:
         raise _refused("The request comes from another site.")
 
 
-def _bind(secret: str) -> None:
+def _bind(secret: str) -> RequestSessions:
     interface = current_app.session_interface
     assert isinstance(interface, RequestSessions)
     interface.bind(secret)
+    return interface
+
+
+def _is_earlier_token(interface: RequestSessions, token: str | None, secret: str, key: bytes) -> bool:
+    interface.bind(secret, key)
+    try:
+        validate_csrf(token, secret_key=key)
+    except ValidationError:
+        return False
+    finally:
+        interface.bind(secret)
+    return True
 
 
 def _refused(public: str) -> PermissionDenied:

@@ -55,6 +55,7 @@ class ManagementHouse:
     evidence: Evidence
     audit_index: AuditIndex
     audit_records: RecordReading
+    previous_csrf_keys: tuple[bytes, ...] = ()
 
     def change(self, change: Change, apply: Callable[[], T]) -> T:
         """Record the intent durably, apply it, record the result; what an operator would be told is told the client.

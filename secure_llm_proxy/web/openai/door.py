@@ -9,7 +9,7 @@ from secure_llm_proxy.gateway import Reply, chat, list_models
 from secure_llm_proxy.vocabulary.chat import Completion
 from secure_llm_proxy.web.answers import Answer, answer_chat, answer_json, ask_corridor, refused
 from secure_llm_proxy.web.arrival import Arrival
-from secure_llm_proxy.web.errors import error_body
+from secure_llm_proxy.web.errors import anthropic_error_body, error_body, wants_anthropic
 from secure_llm_proxy.web.generation import PassedOn, StreamWriter
 from secure_llm_proxy.web.headers import reply_headers
 from secure_llm_proxy.web.openai.chat_answer import ChatStream, chat_completion
@@ -47,7 +47,10 @@ def answer_models(arrival: Arrival, wanted: str | None = None) -> Answer:
     reply, _ = ask_corridor(arrival, door, lambda inbound: list_models(house, inbound, wanted))
     headers = reply_headers(reply.facts)
     if isinstance(reply.outcome, ProxyError):
-        return refused(reply.outcome, headers)
+        if not wants_anthropic(arrival.environ):
+            return refused(reply.outcome, headers)
+        headers.append(("request-id", arrival.exchange_id))
+        return refused(reply.outcome, headers, partial(anthropic_error_body, request_id=arrival.exchange_id))
     if not isinstance(reply.outcome, tuple):
         raise TypeError("the corridor for models answers with names")
     if "HTTP_ANTHROPIC_VERSION" in arrival.environ:

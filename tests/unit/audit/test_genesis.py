@@ -64,6 +64,19 @@ def test_a_second_initialisation_changes_nothing_and_gives_no_secret(tmp_path: P
     assert without_key.owner_public_key == again.owner_public_key == first.owner_public_key
 
 
+def test_no_log_is_begun_over_the_signing_key_of_one_that_is_away(tmp_path: Path) -> None:
+    settings = audit_settings(tmp_path)
+    initialise(settings)
+    key = (settings.keys_directory / "epoch.key").read_bytes()
+    settings.directory.rename(tmp_path / "not mounted")
+
+    with pytest.raises(OperatorError, match="is the log's disk mounted"):
+        initialise(settings)
+
+    assert (settings.keys_directory / "epoch.key").read_bytes() == key
+    assert not list(settings.directory.rglob("genesis.json"))
+
+
 def test_no_single_bit_of_genesis_is_free(tmp_path: Path) -> None:
     genesis = initialise(audit_settings(tmp_path))
     path = genesis.directory / "genesis.json"
@@ -121,11 +134,26 @@ def test_a_crash_before_genesis_was_written_leaves_a_second_try(tmp_path: Path) 
     settings = audit_settings(tmp_path)
     first = initialise(settings)
     (first.directory / "genesis.json").unlink()
+    key = settings.keys_directory / "epoch.key"
+    key.rename(key.with_name("epoch.key.next"))
 
     second = initialise(settings)
 
     assert second.owner_private_key is not None
     assert EpochKeys.of(settings).check()
+
+
+def test_a_crash_behind_genesis_leaves_a_log_that_the_second_try_finishes(tmp_path: Path) -> None:
+    settings = audit_settings(tmp_path)
+    first = initialise(settings)
+    key = settings.keys_directory / "epoch.key"
+    key.rename(key.with_name("epoch.key.next"))
+
+    initialise(settings)
+
+    stored = EpochKeys.of(settings).check()
+    assert stored is not None
+    assert base64_text(stored.public) == first.epoch_public_key
 
 
 def test_the_host_id_is_the_configured_one_else_the_existing_else_the_hosts_name(tmp_path: Path) -> None:
@@ -138,7 +166,7 @@ def test_the_host_id_is_the_configured_one_else_the_existing_else_the_hosts_name
     (unset.directory / "lost+found").mkdir()
     assert find_host_id(unset) == "older"
 
-    initialise(audit_settings(tmp_path, host_id="another"))
+    initialise(audit_settings(tmp_path, host_id="another", keys_directory=tmp_path / "keys of another"))
     with pytest.raises(OperatorError, match="another, older"):
         find_host_id(unset)
 

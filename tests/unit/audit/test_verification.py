@@ -437,7 +437,7 @@ def test_a_line_without_end_does_not_fill_the_memory(log: Log) -> None:
 def test_the_directory_of_all_hosts_will_do_when_there_is_one(log: Log, tmp_path: Path) -> None:
     assert verify(tmp_path / "audit", genesis_public_key=None).ok
 
-    initialise(audit_settings(tmp_path, host_id="second"))
+    initialise(audit_settings(tmp_path, host_id="second", keys_directory=tmp_path / "second keys"))
     with pytest.raises(OperatorError, match="host, second"):
         verify(tmp_path / "audit", genesis_public_key=None)
     assert verify(tmp_path / "audit", genesis_public_key=None, host_id="host").ok

@@ -410,7 +410,7 @@ def test_a_stop_while_the_provider_answers_is_recorded_on_the_way_out(
 
     assert small.effects[-3:] == ["post llm.end", "release", "count"]
     (end,) = small.journal.of(AuditType.LLM_END)
-    assert (end.clear["st"], end.clear["http"]) == ("internal_error", 503)
+    assert (end.clear["st"], end.clear["http"]) == ("server_stop", 503)
     assert_closed_once(small, logs)
 
 
@@ -603,3 +603,18 @@ def test_clear_metadata_is_of_types_and_names_that_the_log_takes() -> None:
     for event in small.journal.handed_over:
         named = {"ev": event.event.value} if event.event is not None else {}
         check_metadata({"ty": event.type.value, **named, "id": event.id, "rid": event.exchange_id, **event.clear})
+
+
+@pytest.mark.parametrize("edge", ["0123456789abcdef0123456789abcdef", None])
+def test_the_records_that_begin_an_exchange_or_refuse_it_name_the_line_of_nginxs_log(
+    edge: str | None, logs: LogCapture
+) -> None:
+    served, turned_away = make_house(), make_house()
+
+    chat(served.house, make_inbound(edge_id=edge), READ)
+    chat(turned_away.house, make_inbound(edge_id=edge, credentials=()), READ)
+
+    start, end = served.journal.handed_over
+    (refusal,) = turned_away.journal.handed_over
+    assert [record.clear.get("eid") for record in (start, end, refusal)] == [edge, None, edge]
+    assert [vars(line).get("edge_id") for line in logs.of_exchanges()] == [edge, edge]

@@ -366,7 +366,7 @@ def test_a_stop_in_mid_stream_queues_what_was_said_without_waiting(stop: type[Ba
     stream.close()
 
     assert [effect for effect in small.effects if "llm.end" in effect] == ["post llm.end"]
-    assert end_of(small).clear["st"] == "internal_error"
+    assert end_of(small).clear["st"] == "server_stop"
     assert recorded_text(small) == "said "
     assert_closed_once(small, logs)
 

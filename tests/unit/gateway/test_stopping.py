@@ -122,6 +122,24 @@ def test_a_stream_ends_with_the_reason_and_what_was_delivered_is_recorded() -> N
     assert small.house.running == {}
 
 
+def test_whatever_runs_when_the_server_stops_is_told_so() -> None:
+    small, judge = make_house(), Judge()
+    stream, watch, _ = stopped_while(small, judge)
+    got: list[StreamEvent] = [next(stream)]
+
+    watch.end_all()
+    watch.end_all()
+    with pytest.raises(Unavailable) as caught:
+        got += stream
+
+    assert (caught.value.code, caught.value.retry_after_s) == (ErrorCode.SERVER_STOP, 1)
+    end = end_of(small)
+    assert (end["st"], end["code"]) == ("server_stop", "server_stop")
+    assert "Hello" in str(end["body"])
+    assert judge.asked == []
+    assert small.house.running == {}
+
+
 def test_a_client_that_left_before_is_recorded_as_such() -> None:
     small, judge = make_house(), Judge()
     stream, watch, inbound = stopped_while(small, judge)

@@ -12,6 +12,7 @@ from secure_llm_proxy.identity.passwords import (
     PasswordCheck,
     PasswordRules,
     PasswordVault,
+    _peppered,
     common_passwords,
 )
 from secure_llm_proxy.settings import IdentitySettings
@@ -155,7 +156,7 @@ def test_a_password_of_nobody_is_wrong_after_the_same_work() -> None:
 
 def test_a_hash_made_with_weaker_parameters_is_called_outdated() -> None:
     vault = PasswordVault(b"p" * 32)
-    weaker = argon2.PasswordHasher(1, 8192, 1, type=Type.ID).hash(vault._peppered(PASSPHRASE))
+    weaker = argon2.PasswordHasher(1, 8192, 1, type=Type.ID).hash(_peppered(b"p" * 32, PASSPHRASE))
 
     assert vault.check(weaker, PASSPHRASE) is PasswordCheck.OUTDATED
     assert vault.check(weaker, string.ascii_letters) is PasswordCheck.WRONG

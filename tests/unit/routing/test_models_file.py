@@ -140,12 +140,13 @@ def test_keys_may_stand_in_files_and_in_the_credentials_directory(tmp_path: Path
     credentials = tmp_path / "credentials"
     credentials.mkdir()
     (credentials / "own").write_text("from-credentials\n")
+    (credentials / "credentials_second").write_text("from-directory\n")
     (tmp_path / "own.key").write_text("from-file\n")
-    text = f"providers:\n  groq: {{api_keys: ['credential:own', 'file:{tmp_path}/own.key']}}\n"
+    text = f"providers:\n  groq: {{api_keys: ['credential:own', 'credential:second', 'file:{tmp_path}/own.key']}}\n"
 
     [made] = read(tmp_path, text, CREDENTIALS_DIRECTORY=str(credentials)).providers
 
-    assert [key.get_secret_value() for key in made.keys] == ["from-credentials", "from-file"]
+    assert [key.get_secret_value() for key in made.keys] == ["from-credentials", "from-directory", "from-file"]
 
 
 def test_a_variable_that_the_file_refers_to_may_have_any_name_and_stand_in_the_env_file(tmp_path: Path) -> None:

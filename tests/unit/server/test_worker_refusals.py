@@ -5,14 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 import ssl
+from functools import partial
 
 import pytest
+from flask import Flask
 from gunicorn.http import errors as refusals
 
-from secure_llm_proxy.foundation.errors import ErrorCode
+from secure_llm_proxy.foundation.errors import ErrorCode, Unavailable
 from secure_llm_proxy.server.worker import _BODY, _REASONS, Worker, _refusal_of
+from secure_llm_proxy.vocabulary.connection import UNREAD
+from secure_llm_proxy.vocabulary.events import AuditType, EventName
 from secure_llm_proxy.web.headers import SECURITY_HEADERS
-from tests.support.house import LogCapture
+from secure_llm_proxy.web.refusals import record_unread
+from tests.support.house import LogCapture, make_house, make_web_house
 
 CANARY = "slp_live_canary_5c1e"
 # ConfigurationProblem is an operator's mistake and InvalidResponseHeader(Name) a defect of the application's.
@@ -94,10 +99,17 @@ class Client:
         self.sent += content
 
 
-def refuse(error: BaseException, client: Client, address: object = ("192.0.2.7", 40000)) -> None:
-    """Ask the worker's method without a running gunicorn: it uses nothing of the worker."""
+def refuse(
+    error: BaseException,
+    client: Client,
+    address: object = ("192.0.2.7", 40000),
+    application: Flask | None = None,
+) -> None:
+    """Ask the worker's method without a running gunicorn: it uses nothing of the worker but its application."""
     worker = Worker.__new__(Worker)
     worker.send_timeout_s = 7.0
+    if application is not None:
+        worker.wsgi = application
     worker.handle_error(None, client, address, error)
 
 
@@ -146,3 +158,38 @@ def test_a_client_that_left_before_its_refusal_troubles_nobody(error: OSError) -
 
     assert [record.levelname for record in logs.records] == ["WARNING", "DEBUG"]
     assert vars(logs.records[0])["address"] == "unix"
+
+
+@pytest.mark.parametrize("address", [("192.0.2.7", 40000), ""])
+def test_what_was_no_request_is_on_record_under_the_id_that_its_sender_was_told(address: object) -> None:
+    small, client, application = make_house(), Client(), Flask("any")
+    application.extensions[UNREAD] = partial(record_unread, make_web_house(small))
+
+    refuse(refusals.InvalidRequestLine(CANARY), client, address, application)
+
+    (record,) = small.journal.handed_over
+    assert (record.type, record.event) == (AuditType.REFUSED, EventName.INVALID_REQUEST)
+    assert f"X-Request-Id: {record.exchange_id}\r\n".encode() in client.sent
+    assert record.clear == {"rt": "unread", "dec": "refuse", "http": 400, "code": "malformed_request"}
+    assert json.loads(record.body) == {"from": {"address": "192.0.2.7"} if address else {}}
+    assert CANARY.encode() not in record.body
+
+
+def test_what_was_no_request_is_refused_though_it_cannot_be_recorded() -> None:
+    small, client, application = make_house(), Client(), Flask("any")
+    small.journal.post_refusal = lambda _event: Unavailable("x", code=ErrorCode.AUDIT_UNAVAILABLE)
+    application.extensions[UNREAD] = partial(record_unread, make_web_house(small))
+
+    refuse(refusals.InvalidRequestLine(CANARY), client, application=application)
+
+    assert client.sent.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), BrokenPipeError(), ssl.SSLError(1, CANARY)])
+def test_a_connection_that_broke_leaves_no_record(error: BaseException) -> None:
+    small, application = make_house(), Flask("any")
+    application.extensions[UNREAD] = partial(record_unread, make_web_house(small))
+
+    refuse(error, Client(BrokenPipeError()), application=application)
+
+    assert small.journal.handed_over == []

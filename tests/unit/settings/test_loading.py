@@ -399,6 +399,18 @@ def test_credentials_may_be_named_in_either_case_and_end_with_a_newline(tmp_path
     assert settings.secrets.encryption_key.get_secret_value() == OTHER_SECRET
 
 
+def test_credentials_may_come_as_systemd_names_those_of_a_whole_directory(tmp_path: Path) -> None:
+    (tmp_path / "credentials_secret_key").write_text(SECRET + "\n")
+    (tmp_path / "credentials_ENCRYPTION_KEY").write_text(OTHER_SECRET + "\n")
+
+    settings = load({"CREDENTIALS_DIRECTORY": str(tmp_path)}, tmp_path / "none")
+
+    assert settings.secrets.secret_key is not None
+    assert settings.secrets.secret_key.get_secret_value() == SECRET
+    assert settings.secrets.encryption_key is not None
+    assert settings.secrets.encryption_key.get_secret_value() == OTHER_SECRET
+
+
 def test_a_credentials_directory_that_is_gone_is_empty(tmp_path: Path) -> None:
     load({**BASE, "CREDENTIALS_DIRECTORY": str(tmp_path / "gone")}, tmp_path / "none")
 
@@ -498,6 +510,8 @@ def test_no_secret_is_shown_by_settings_in_any_form(nowhere: Path) -> None:
     secrets = {
         "SECRET_KEY": SECRET,
         "ENCRYPTION_KEY": OTHER_SECRET,
+        "SECRET_KEY_PREVIOUS": "canary-earlier-5c1e",
+        "ENCRYPTION_KEY_PREVIOUS": "canary-sealed-5c1e",
         "JWT_SECRET": "canary-jwt-5c1e",
         "DATABASE_URL": "postgresql://u:canary-db-5c1e@h/d",
         "REDIS_URL": "redis://:canary-redis-5c1e@h",

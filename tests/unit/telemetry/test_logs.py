@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Literal
 
 import gevent
 import pytest
+from gunicorn.glogging import Logger as GunicornLogger
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -403,3 +405,14 @@ def test_after_logrotate_lines_go_to_the_new_file(held: Path) -> None:
 
     assert lines_in(held, "app.log.1") == ["old"]
     assert lines_in(held) == ["new"]
+
+
+def test_gunicorns_own_lines_keep_their_process_id(tmp_path: Path) -> None:
+    form = GunicornLogger.error_fmt
+
+    configure_logs(TelemetrySettings(log_directory=tmp_path), to_files=False)
+    record = logging.getLogger("gunicorn.error").makeRecord(
+        "gunicorn.error", logging.INFO, "", 0, "Worker exiting", (), None
+    )
+
+    assert f"[{os.getpid()}] [INFO] Worker exiting" in logging.Formatter(form).format(record)

@@ -25,13 +25,14 @@ class Resolver:
         self.asked = 0
         self.may_answer = threading.Event()
         self.fails = False
+        self.answer: list[object] = [ADDRESS]
 
     def getaddrinfo(self, *_: object, **__: object) -> list[object]:
         self.asked += 1
         assert self.may_answer.wait(60)
         if self.fails:
             raise socket.gaierror(socket.EAI_AGAIN, "try again")
-        return [ADDRESS]
+        return self.answer
 
 
 @pytest.fixture
@@ -108,3 +109,17 @@ def test_a_failure_is_everybodys_too_and_not_kept(resolver: Resolver) -> None:
     assert opened(parse_endpoint("http://nobody.test:9/v1"), 60) is WireBroken
     assert opened(parse_endpoint("http://nobody.test:9/v1"), 60) is WireBroken
     assert resolver.asked == 2
+
+
+def test_of_a_name_that_leads_to_thousands_of_addresses_the_first_are_looked_at(resolver: Resolver) -> None:
+    six = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2606:2800::1", 9, 0, 0))
+    resolver.answer = [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", "/a/path"), ADDRESS, *[six] * 4000]
+    resolver.may_answer.set()
+    told = threading.Event()
+
+    lookup = lookup_of("thousands.test", 9)
+    lookup.tell(told)
+
+    assert told.wait(60)
+    assert len(lookup.found) == 256
+    assert lookup.found[:2] == [(socket.AF_INET, ("127.0.0.1", 9)), (socket.AF_INET6, ("2606:2800::1", 9, 0, 0))]

@@ -309,6 +309,27 @@ def test_the_models_are_listed_in_anthropic_s_shape_for_its_clients() -> None:
     assert (listed.json["has_more"], listed.json["first_id"], listed.json["last_id"]) == (False, "org/small", "large")
 
 
+def test_what_is_refused_at_the_models_door_has_anthropics_shape_for_its_clients() -> None:
+    client = make_app(make_house(models=("org/small",))).test_client()
+    version = {"anthropic-version": "2023-06-01"}
+
+    absent = client.get("/v1/models/unknown", headers={"x-api-key": KEY, **version})
+    stranger = client.get("/v1/models", headers={"x-api-key": "slp_live_none", **version})
+    misused = client.delete("/v1/models", headers={"x-api-key": KEY, **version})
+    elsewhere = client.get("/v1/modelsx", headers=version)
+
+    told = {answer: answer.get_json() for answer in (absent, stranger, misused)}
+    assert [(answer.status_code, body["error"]["type"], body["error"]["code"]) for answer, body in told.items()] == [
+        (404, "not_found_error", "model_not_found"),
+        (401, "authentication_error", "invalid_api_key"),
+        (405, "invalid_request_error", "method_not_allowed"),
+    ]
+    for answer, body in told.items():
+        assert (body["type"], body["request_id"]) == ("error", answer.headers["X-Request-Id"])
+        assert answer.headers["request-id"] == body["request_id"]
+    assert set(elsewhere.get_json()) == {"error"}
+
+
 def test_the_models_are_listed_in_openais_shape() -> None:
     client = make_app(make_house(models=("org/small", "large"))).test_client()
 

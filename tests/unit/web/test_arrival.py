@@ -7,7 +7,7 @@ from wsgiref.types import WSGIEnvironment
 
 import pytest
 
-from secure_llm_proxy.settings import ServerSettings, Settings
+from secure_llm_proxy.settings import AdmissionSettings, ServerSettings, Settings
 from secure_llm_proxy.web.arrival import Arrival
 from secure_llm_proxy.web.headers import SECURITY_HEADERS
 from secure_llm_proxy.web.house import WebHouse
@@ -93,3 +93,30 @@ def test_a_long_way_is_not_kept() -> None:
         assert Arrival(environ, house).address == "192.0.2.1"
 
     assert len(asked) == 2
+
+
+EDGE = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize("peer", ["", "192.0.2.7", None])
+def test_the_id_that_nginx_gave_is_known_where_a_trusted_proxy_brought_it(peer: str | None) -> None:
+    settings = Settings(admission=AdmissionSettings(trusted_proxies=("192.0.2.0/24",)))
+    environ: WSGIEnvironment = {"HTTP_X_EDGE_REQUEST_ID": EDGE}
+    if peer is not None:
+        environ["REMOTE_ADDR"] = peer
+
+    assert arrival(environ, settings).edge_id == EDGE
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_EDGE_REQUEST_ID": EDGE},
+        {"REMOTE_ADDR": "not an address", "HTTP_X_EDGE_REQUEST_ID": EDGE},
+        {"REMOTE_ADDR": "", "HTTP_X_EDGE_REQUEST_ID": 'a "quoted" thing'},
+        {"REMOTE_ADDR": "", "HTTP_X_EDGE_REQUEST_ID": ""},
+        {"REMOTE_ADDR": ""},
+    ],
+)
+def test_nobody_else_gives_a_request_such_an_id(environ: WSGIEnvironment) -> None:
+    assert arrival(environ).edge_id is None

@@ -534,3 +534,15 @@ def test_every_guard_is_used() -> None:
     used: Iterator[Guard] = iter(GUARDS.values())
 
     assert set(used) == set(Guard)
+
+
+def test_a_refusal_at_the_door_names_the_line_of_nginxs_log() -> None:
+    small = make_house()
+    settings = Settings(limits=LimitSettings(server_names=("llm.example.org",)))
+    client = make_app(small, settings).test_client()
+    edge = "0123456789abcdef0123456789abcdef"
+
+    client.post("/v1/completions", headers={"X-Edge-Request-Id": edge}, environ_base={"REMOTE_ADDR": ""})
+    client.post("/v1/completions", headers={"X-Edge-Request-Id": edge}, environ_base={"REMOTE_ADDR": "192.0.2.1"})
+
+    assert [record.clear.get("eid") for record in small.journal.handed_over] == [edge, None]
