@@ -77,9 +77,14 @@ open_lock() {
 
 # Nobody else runs the script of this name until this process ends, however it ends. $1: another name, if two share a lock.
 # The lock is held on file descriptor 9; servers that a script starts must not inherit it (9>&-). Who calls another script that
-# takes the same lock says so: SLP_LOCK_HELD=NAME.
+# takes the same lock says so: SLP_LOCK_HELD=NAME. $2: the seconds that somebody else is waited for (default: none).
 take_lock() {
     [ "${SLP_LOCK_HELD:-}" != "${1:-$script_name}" ] || return 0
     open_lock "${1:-$script_name}"
-    flock -n 9 || die "another $script_name is running (lock $lock_file); wait for it, or look at it with: fuser $lock_file"
+    flock -n 9 && return 0
+    if [ "${2:-0}" -gt 0 ]; then
+        say "another $script_name is running (lock $lock_file); waiting for it, $2 s at most"
+        flock -w "$2" 9 && return 0
+    fi
+    die "another $script_name is running (lock $lock_file); wait for it, or look at it with: fuser $lock_file"
 }

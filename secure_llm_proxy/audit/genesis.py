@@ -25,6 +25,7 @@ from secure_llm_proxy.audit.epoch import EPOCH_KEY_NAME, EpochKeys
 from secure_llm_proxy.audit.format import FormatError, base64_text, strict_base64
 from secure_llm_proxy.audit.segments import GENESIS_NAME, LOCK_NAME, LogDirectories, hosts_in
 from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.foundation.regular_files import read_file
 from secure_llm_proxy.settings import AuditSettings
 
 _STATEMENT = "secure-llm-proxy audit genesis v1\n{log}\n{owner}\n{epoch}\n"
@@ -132,8 +133,8 @@ def _make(settings: AuditSettings, host: Path) -> Genesis:
 
 
 def read_genesis(host: Path) -> Genesis:
-    """Read and check genesis.json. Raises `GenesisBroken`, or `FileNotFoundError` when there is none."""
-    return genesis_in((host / GENESIS_NAME).read_bytes(), host)
+    """Read and check genesis.json. Raises `GenesisBroken`, or `OSError`: `FileNotFoundError` when there is none."""
+    return genesis_in(read_file(host / GENESIS_NAME), host)
 
 
 def genesis_in(raw: bytes, host: Path) -> Genesis:

@@ -50,6 +50,7 @@ from secure_llm_proxy.audit.reading import StoredLine, Watch, stored_lines, stor
 from secure_llm_proxy.audit.retirement import RetiredSegment, retired_before
 from secure_llm_proxy.audit.segments import GENESIS_NAME, SegmentFile
 from secure_llm_proxy.foundation.errors import NotFoundError, OperatorError
+from secure_llm_proxy.foundation.regular_files import read_file
 
 VERSION = 1
 KIND = "secure-llm-proxy audit proof"
@@ -238,7 +239,7 @@ def prove(
     is no such record, `OperatorError` when no checkpoint covers it yet or the log is damaged.
     """
     try:
-        content = (host / GENESIS_NAME).read_bytes()
+        content = read_file(host / GENESIS_NAME)
         genesis = genesis_in(content, host)
     except (OSError, GenesisBroken) as error:
         raise OperatorError(f"The log in {host} has no valid root of trust: {error}. Run `audit verify`.") from None

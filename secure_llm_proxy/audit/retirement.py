@@ -30,6 +30,7 @@ from secure_llm_proxy.audit.format import (
 from secure_llm_proxy.audit.merkle import TreeEdge
 from secure_llm_proxy.audit.segments import RETIRED_NAME, SegmentFile
 from secure_llm_proxy.audit.signed_tree import SignedTree
+from secure_llm_proxy.foundation.regular_files import NotAFileError, read_file
 from secure_llm_proxy.vocabulary.audit import ClearValue
 
 _MEMBERS = ("seg", "n", "last", "h", "sha256", "cp", "kr", "edge", "tail", "p")
@@ -129,9 +130,11 @@ def read_retired(directory: Path) -> tuple[list[RetiredSegment], str | None]:
     A last line without its newline was never finished, and is left out: its segment is still there.
     """
     try:
-        content = (directory / RETIRED_NAME).read_bytes()
+        content = read_file(directory / RETIRED_NAME)
     except FileNotFoundError:
         return [], None
+    except NotAFileError as error:
+        return [], str(error.strerror)
     found: list[RetiredSegment] = []
     p = NO_HASH
     for raw in content.split(b"\n")[:-1]:

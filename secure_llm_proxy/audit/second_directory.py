@@ -20,6 +20,7 @@ from secure_llm_proxy.audit.segments import (
     segments_in,
 )
 from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.foundation.regular_files import read_file
 from secure_llm_proxy.settings import AuditSettings
 
 
@@ -52,7 +53,7 @@ def open_directories(settings: AuditSettings, genesis: Genesis, report: Callable
         raise OperatorError("AUDIT_FALLBACK_DIR and AUDIT_DIR must be two directories, neither inside the other.")
     mark = second_mark(genesis.log)
     try:
-        found = (second / SECOND_NAME).read_bytes()
+        found = read_file(second / SECOND_NAME)
     except FileNotFoundError:
         if marked:
             raise OperatorError(

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from secure_llm_proxy.audit.format import LINE_BYTES_MAX
 from secure_llm_proxy.foundation.errors import OperatorError
+from secure_llm_proxy.foundation.regular_files import open_file, read_file
 
 GENESIS_NAME = "genesis.json"
 LOCK_NAME = ".lock"
@@ -69,10 +70,11 @@ class SegmentFile:
         return self
 
     def open(self) -> BinaryIO:
+        """For reading. Raises `OSError`, `NotAFileError` among them."""
         try:
-            return self.path.open("rb")
+            return open_file(self.path)
         except FileNotFoundError:
-            return self.now().path.open("rb")
+            return open_file(self.now().path)
 
     def size(self) -> int:
         """In bytes, under whichever name it has now."""
@@ -171,7 +173,7 @@ def second_mark(log: str, second: Path | None = None) -> bytes:
 def second_of(first: Path) -> Path | None:
     """Where the writer had the second directory of this log; None when it has none."""
     try:
-        lines = (first / SECOND_NAME).read_text().splitlines()
+        lines = read_file(first / SECOND_NAME).decode().splitlines()
     except (OSError, UnicodeDecodeError):
         return None
     return Path(lines[1]) if len(lines) > 1 else None

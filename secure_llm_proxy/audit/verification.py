@@ -54,6 +54,7 @@ from secure_llm_proxy.audit.segments import (
     started_of,
 )
 from secure_llm_proxy.audit.signed_tree import SignedTree
+from secure_llm_proxy.foundation.regular_files import NotAFileError, open_file
 from secure_llm_proxy.vocabulary.events import AuditType, EndStatus
 
 FINDINGS_MAX = 1_000
@@ -306,6 +307,9 @@ class _Verification:
         except FileNotFoundError:
             self._find(Severity.UNDECIDABLE, GENESIS_NAME, 0, "is missing, so nothing says whose log this is")
             return
+        except NotAFileError as error:
+            self._find(Severity.TAMPERED, GENESIS_NAME, 0, f"says nothing: {error.strerror}")
+            return
         except GenesisBroken as error:
             self._find(Severity.TAMPERED, GENESIS_NAME, 0, str(error))
             return
@@ -390,6 +394,11 @@ class _Verification:
         self._place.number = file.number
         try:
             stream = file.open()
+        except NotAFileError as error:
+            # No crash leaves one behind.
+            self._find(Severity.TAMPERED, file.name, 0, f"cannot be read: {error.strerror}")
+            self._stopped = True
+            return
         except OSError as error:
             if was_retired(self._directories.first, file):
                 raise _RetiredMeanwhile from None
@@ -799,7 +808,7 @@ def _seconds_between(earlier: str, later: str) -> float:
 def _is_written_now(directory: Path) -> bool:
     """Whether a writer holds the log. When its lock can't be read, as in most copies, none does."""
     try:
-        with (directory / LOCK_NAME).open("rb") as lock:
+        with open_file(directory / LOCK_NAME) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 
@@ -230,6 +231,11 @@ def main() -> None:
         _fail(f"{error.public} ({error.detail or error.code})")
     except OSError as error:
         # A file or directory that this user may not read, or whose disk fails. Anything else is a defect of ours.
+        if error.filename is None and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            _fail(
+                f"{error.strerror}: the output, or a file, could not be written whole. What was asked for may be done all "
+                "the same; look before you repeat it."
+            )
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}.")

@@ -81,3 +81,18 @@ def settings_values(folder: Path, *names: str, **environment: str) -> subprocess
         command, cwd=folder, env={"ENV_FILE": str(folder / "env"), **environment},
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["settings"], ["settings", "--format", "json"]])
+def test_output_that_meets_a_full_disk_is_told_in_a_sentence(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: No space left on device: the output, or a file, could not be written whole. What was asked for may be done "
+        "all the same; look before you repeat it.\n"
+    )

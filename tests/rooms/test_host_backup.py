@@ -146,10 +146,32 @@ def test_nothing_is_made_without_a_recipient_or_by_two_at_once(instance: Instanc
     assert instance.stamps() == before
 
 
+def test_one_that_is_told_to_wait_makes_its_set_after_the_other_has_ended(instance: Instance) -> None:
+    instance.backed_up()
+    before = instance.stamps()
+    with (instance.backups / "secure-llm-backup.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        impatient = instance.backup("--wait", 1)
+        patient = instance.begin("backup", "--instance", instance.data, "--to", instance.backups, "--wait", 200)
+        assert patient.stderr is not None
+        told = patient.stderr.readline()
+        made_meanwhile = instance.stamps()
+    patient.communicate(timeout=200)
+
+    assert (impatient.returncode, "another backup is running" in impatient.stderr) == (1, True)
+    assert "waiting for it, 200 s at most" in told
+    assert made_meanwhile == before
+    assert (patient.returncode, len(instance.stamps())) == (0, len(before) + 1)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("--keep-days", "0"),
+        ("--wait", "soon"),
+        ("--wait", "-1"),
+        ("--to", ""),
+        ("--recipient", ""),
         ("--identity", "x"),
         ("--genesis", "x", "--verify"),
         ("--unsigned",),

@@ -51,6 +51,12 @@ class Instance:
             env=_environment() | environment, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
 
+    def begin(self, name: str, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(name, *arguments),
+            env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
     def command(self, name: str, *arguments: object) -> list[str]:
         return [str(ROOT / "scripts" / name), *map(str, arguments)]
 

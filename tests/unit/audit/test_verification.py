@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +65,33 @@ def test_without_the_owners_key_the_report_says_how_little_that_shows(log: Log) 
     assert report.ok
     assert [finding.severity for finding in report.findings] == [Severity.NOTE]
     assert "agrees with itself" in report.findings[0].what
+
+
+@pytest.mark.parametrize("name", ["genesis.json", "retired.jsonl", "the first segment", "the last segment", ".lock"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(log: Log, name: str) -> None:
+    """Whoever may write the log's folder could stop the daily check by one."""
+    segments = {"the first segment": log.first, "the last segment": log.last}
+    path = segments.get(name, log.genesis.directory / name)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    reports: list[VerificationReport] = []
+    verifying = threading.Thread(target=lambda: reports.append(log.verify()), daemon=True)
+    verifying.start()
+    verifying.join(60)
+
+    assert reports, "it waits"
+    told = [str(finding) for finding in reports[0].findings if finding.severity is Severity.TAMPERED]
+    if name == ".lock":
+        assert reports[0].ok
+    else:
+        assert any(path.name in finding and "it is no file" in finding for finding in told), told
+
+
+def test_a_link_to_a_segment_on_another_disk_is_read(log: Log, tmp_path: Path) -> None:
+    log.first.rename(tmp_path / "moved")
+    log.first.symlink_to(tmp_path / "moved")
+
+    assert log.verify().ok
 
 
 def test_another_owners_log_is_not_ours(log: Log, tmp_path: Path) -> None:
