@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from secure_llm_proxy.foundation.errors import OperatorError
 from secure_llm_proxy.identity import Accounts, OneTimeToken, PasswordHash, TokenPurpose, UserStatus, draw_api_key
 from secure_llm_proxy.identity.passwords import PasswordCheck, PasswordVault
-from tests.support.identity_room import EMAIL, PASSWORD_PEPPER, IdentityRoom, migrated_database
+from tests.support.identity_room import EMAIL, PASSWORD_PEPPER, IdentityRoom, migrated_database, patiently
 from tests.support.postgresql import PrivatePostgreSQL
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def test_two_that_take_one_name_at_once_make_one_user(room: IdentityRoom) -> Non
     def make() -> None:
         barrier.wait(30)
         try:
-            room.make_user()
+            patiently(room.database, room.make_user)
         except OperatorError as error:
             refused.append(str(error))
 
@@ -182,7 +182,9 @@ def test_of_several_that_redeem_one_token_at_once_one_succeeds(
     def redeem() -> None:
         barrier.wait(30)
         try:
-            run(room, lambda session: accounts.redeem_token(session, token.secret, password))
+            patiently(
+                room.database, lambda: run(room, lambda session: accounts.redeem_token(session, token.secret, password))
+            )
         except OperatorError:
             outcomes.append(False)
         else:
@@ -273,7 +275,7 @@ def test_the_limit_of_keys_holds_when_several_are_made_at_once(room: IdentityRoo
     def make() -> None:
         barrier.wait(30)
         try:
-            room.make_key()
+            patiently(room.database, room.make_key)
         except OperatorError:
             return
 

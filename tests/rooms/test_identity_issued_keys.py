@@ -23,7 +23,7 @@ from secure_llm_proxy.identity import (
     draw_api_key,
     kid_of,
 )
-from tests.support.identity_room import IdentityRoom, migrated_database
+from tests.support.identity_room import IdentityRoom, migrated_database, patiently
 from tests.support.postgresql import PrivatePostgreSQL
 
 T = TypeVar("T")
@@ -86,14 +86,14 @@ def is_good(room: IdentityRoom, key: IssuedKey) -> bool:
     return True
 
 
-def at_once(work: Callable[[], object], times: int) -> int:
+def at_once(room: IdentityRoom, work: Callable[[], object], times: int) -> int:
     """How often the work was refused, done so many times at once."""
     barrier, refused = threading.Barrier(times), list[str]()
 
     def do() -> None:
         barrier.wait(30)
         try:
-            work()
+            patiently(room.database, work)
         except OperatorError as error:
             refused.append(str(error))
 
@@ -290,8 +290,8 @@ def test_keys_on_their_way_out_do_not_count_and_rotation_passes_no_limit(room: I
 def test_of_several_that_rotate_one_key_at_once_one_succeeds_and_the_limit_holds(room: IdentityRoom) -> None:
     key = room.make_key()
 
-    refused = at_once(lambda: rotate(room, key), 5)
-    also_refused = at_once(room.make_key, 8)
+    refused = at_once(room, lambda: rotate(room, key), 5)
+    also_refused = at_once(room, room.make_key, 8)
 
     assert (refused, also_refused) == (4, 4)
     assert len(run(room, lambda session: room.keys.list_api_keys(session, status="active"))) == 6
@@ -434,7 +434,7 @@ def test_whoever_changes_keys_and_users_at_once_waits_for_nobody_crosswise(room:
     def do(steps: Sequence[Callable[[], object]]) -> None:
         for step in steps:
             try:
-                step()
+                patiently(room.database, step)
             except OperatorError:
                 continue  # another was quicker: it is revoked, rotated or disabled already
             except Exception as error:  # noqa: BLE001  it is what is looked for

@@ -14,7 +14,7 @@ from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.foundation.errors import AuthenticationFailed, ErrorCode, PermissionDenied, ProxyError
 from secure_llm_proxy.identity import Identity, LiveSession, PasswordHash, User
 from secure_llm_proxy.identity.passwords import PasswordVault
-from tests.support.identity_room import PASSWORD_PEPPER, PEPPER, IdentityRoom, migrated_database
+from tests.support.identity_room import PASSWORD_PEPPER, PEPPER, IdentityRoom, migrated_database, patiently
 from tests.support.postgresql import PrivatePostgreSQL
 from tests.support.sign_in_room import PASSPHRASE, SignInRoom
 
@@ -151,7 +151,10 @@ def test_of_two_that_rotate_one_session_at_once_one_succeeds(room: SignInRoom) -
     def rotate() -> None:
         barrier.wait(60)
         try:
-            rotated.append(room.run(lambda session: room.sessions.rotate(session, opened.session)).secret)
+            new = patiently(
+                room.database, lambda: room.run(lambda session: room.sessions.rotate(session, opened.session))
+            )
+            rotated.append(new.secret)
         except AuthenticationFailed as error:
             refused.append(error.code)
 

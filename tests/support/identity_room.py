@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg2
 from psycopg2.extensions import cursor as Cursor  # noqa: N812 - the name of a class
@@ -18,13 +20,17 @@ from sqlalchemy.engine import URL
 from secure_llm_proxy.cli.database_schema import run_migrations
 from secure_llm_proxy.foundation.clock import Clock
 from secure_llm_proxy.foundation.database import Database
+from secure_llm_proxy.foundation.errors import Unavailable
 from secure_llm_proxy.identity import DEFAULT_ORGANISATION_ID, Accounts, ApiKeys, Identity, IssuedKey, Organisations
 from secure_llm_proxy.settings import DatabaseSettings, IdentitySettings
 from secure_llm_proxy.settings.database_url import normalise_database_url
 
+T = TypeVar("T")
+
 PEPPER = b"key pepper of a test, 32 bytes.."
 PASSWORD_PEPPER = b"password pepper of a test, 32 b."
 EMAIL = "someone@example.org"
+_BUSY_S = 45.0
 
 
 class ManualClock:
@@ -107,6 +113,21 @@ def _connected(url: URL) -> Iterator[Cursor]:
         connection.autocommit = True
         with connection.cursor() as made:
             yield made
+
+
+def patiently(database: Database, work: Callable[[], T]) -> T:
+    """What `work` returns, which is asked again while SQLite is too busy.
+
+    SQLite lets one writer in at a time, in no order, and refuses whoever has waited for 5 s: on a slow disk that may be
+    one of several at once. On PostgreSQL a refusal may be a deadlock, which tests look for, and is raised.
+    """
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            return work()
+        except Unavailable:
+            if not database.is_sqlite or time.monotonic() > deadline:
+                raise
 
 
 def make_accounts(clock: Clock, **settings: object) -> Accounts:
