@@ -45,9 +45,18 @@ def served_by(nginx: PrivateNginx) -> bytes:
 
 
 def wait_until_served(nginx: PrivateNginx, certificate: Certificate) -> None:
-    """A reload of nginx is over some time after it was asked for."""
+    """A reload of nginx is over some time after it was asked for; its old worker takes connections until then, too."""
     held = certificate_in(certificate.certificate)
-    wait_until(lambda: served_by(nginx) == held, what="nginx serves with the new certificate")
+    master = (nginx.directory / "nginx.pid").read_text().strip()
+    workers = Path(f"/proc/{master}/task/{master}/children")
+
+    def only_the_new_one_serves() -> bool:
+        try:
+            return served_by(nginx) == held and len(workers.read_text().split()) == 1
+        except OSError:
+            return False
+
+    wait_until(only_the_new_one_serves, what="nginx serves with the new certificate alone")
 
 
 def test_a_renewed_certificate_goes_into_use_and_only_then_is_nginx_reloaded(
