@@ -75,13 +75,18 @@ def _models_file(far_end: FormatServer) -> dict[str, object]:
     return {"providers": providers, "models": models}
 
 
+@pytest.fixture(autouse=True)
+def _asked_as_documented(far_end: FormatServer) -> Iterator[None]:
+    """What a test counts at the far end is its own, whichever test came before."""
+    far_end.clear()
+    yield
+    assert [one for one in far_end.refused if "fail" not in one.path] == []
+
+
 @pytest.fixture
-def client(proxy: RunningProxy, far_end: FormatServer) -> Iterator[openai.OpenAI]:
+def client(proxy: RunningProxy) -> Iterator[openai.OpenAI]:
     with sdk(proxy, proxy.shared_api_key) as made:
         yield made
-    refused = [one for one in far_end.refused if "fail" not in one.path]
-    far_end.clear()
-    assert refused == []
 
 
 @_BOTH
