@@ -176,7 +176,8 @@ def test_refusals_have_anthropic_s_shape_wherever_they_come_from(
 def test_a_provider_is_told_when_the_client_of_a_translated_stream_has_left(
     product: RunningProxy, far_end: FormatServer, key: str
 ) -> None:
-    far_end.stream_pause_s = 0.5
+    # The stream must not be over before its client's leaving has come through; who leaves ends the pause.
+    far_end.stream_pause_s = 5.0
     body = {"model": "gpt", "max_tokens": 9, "stream": True, "messages": [{"role": "user", "content": "Hi."}]}
     try:
         with connection_to(product) as connection:

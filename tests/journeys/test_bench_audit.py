@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PATIENCE_S = 240
+_PATIENCE_S = 600
 
 
 def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +26,8 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_quick_run_measures_every_case_and_verifies_what_it_wrote(tmp_path: Path) -> None:
     told = tmp_path / "figures.json"
 
-    done = _bench("--quick", "--seconds", "0.2", "--json", str(told))
+    # A disk that stands still for a moment acknowledges nothing, which would make the run invalid.
+    done = _bench("--quick", "--seconds", "1", "--json", str(told))
 
     assert done.returncode == 0, done.stderr + done.stdout
     figures = json.loads(told.read_text("utf-8"))

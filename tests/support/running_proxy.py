@@ -41,8 +41,9 @@ class ChildProcess:
 class RunningProxy:
     """`manage.py serve` with its children, bound to loopback or to a unix socket in `home`.
 
-    Its environment is `settings` over generated secrets and nothing of the test process but PATH; its working folder is
-    `home`, so that no `.env` of a developer is read. `front_url` is where clients reach it when something stands in front.
+    Its environment is `settings` over generated secrets, a patient AUDIT_PATIENCE_S and nothing of the test process but PATH;
+    its working folder is `home`, so that no `.env` of a developer is read. `front_url` is where clients reach it when something
+    stands in front.
     """
 
     def __init__(
@@ -78,6 +79,8 @@ class RunningProxy:
             "SECRET_KEY": secrets.token_hex(32),
             "ENCRYPTION_KEY": secrets.token_hex(32),
             "AUDIT_KEK": secrets.token_hex(32),
+            # A busy disk is no fault; by default a request is refused when the writer has not synced within 2 s.
+            "AUDIT_PATIENCE_S": "20",
             **address,
             **settings,
         }

@@ -141,15 +141,16 @@ class Server:
                 yield line
 
 
-def answers_to(server: Server, payload: bytes) -> bytes:
-    """Everything that comes back until the server hangs up or is silent."""
+def answers_to(server: Server, payload: bytes, *, first_within_s: float = _SILENCE_S) -> bytes:
+    """Everything that comes back until the server hangs up or is silent. Whoever is sure of an answer gives it more time."""
     received = b""
     with suppress(OSError), server.connection() as line:
         with suppress(OSError):
             line.sendall(payload)
-        line.settimeout(_SILENCE_S)
+        line.settimeout(first_within_s)
         while piece := line.recv(65536):
             received += piece
+            line.settimeout(_SILENCE_S)
     return received
 
 
