@@ -1,6 +1,6 @@
 """What an attacker tries against the running product: mix-ups, starvation, growth, tricks with HTTP, a provider that lies.
 
-Both shapes run here with a provider that repeats each prompt, and with patience of two seconds, so that timeouts and
+Both shapes run here with a provider that repeats each prompt, and with patience of five seconds, so that timeouts and
 aborts of every kind happen between answers that must still reach who asked for them. Nothing here measures speed: that
 the others are served is shown by an answer that arrives while the attack goes on.
 """
@@ -41,12 +41,15 @@ from tests.support.smuggling import Campaign, Server, answers_to, count_of
 from tests.support.upstream_faults import UNLIMITED
 
 OPENAI = "/v1/chat/completions"
+# An answer that must come may take so long.
+ANSWER_S = 60.0
 MARK = re.compile(rb"mark-[0-9a-z]+-[0-9]+-end")
 
+# With less, a new worker that loads its modules on a busy machine would take a good answer for one that never came.
 IMPATIENT = {
-    "UPSTREAM_FIRST_BYTE_TIMEOUT_S": "2",
-    "UPSTREAM_IDLE_TIMEOUT_S": "2",
-    "UPSTREAM_TOTAL_TIMEOUT_S": "6",
+    "UPSTREAM_FIRST_BYTE_TIMEOUT_S": "5",
+    "UPSTREAM_IDLE_TIMEOUT_S": "5",
+    "UPSTREAM_TOTAL_TIMEOUT_S": "10",
     "MAX_EVENT_SIZE": "65536",
     "MAX_RESPONSE_SIZE": "1048576",
     "GRACEFUL_TIMEOUT_S": "20",
@@ -376,7 +379,7 @@ def test_a_client_without_a_key_does_not_stop_the_worker_for_the_others(
     direct: RunningProxy, attack: Callable[[socket.socket, Callable[[], bool]], None]
 ) -> None:
     over = threading.Event()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     served_meanwhile: list[int] = []
 
     def flood() -> None:
@@ -730,7 +733,8 @@ _FOREIGN_HOSTS = (
 )
 def test_whoever_asks_another_host_is_sent_away(server: Server, fronted: RunningProxy, lines: bytes) -> None:
     head = b"GET /v1/models HTTP/1.1\r\n" + lines + b"Connection: close\r\n"
-    received = answers_to(server, head + b"Authorization: Bearer %b\r\n\r\n" % fronted.shared_api_key.encode())
+    request = head + b"Authorization: Bearer %b\r\n\r\n" % fronted.shared_api_key.encode()
+    received = answers_to(server, request, first_within_s=ANSWER_S)
 
     assert received[:12] in {b"HTTP/1.1 421", b"HTTP/1.1 400"}, received
     assert count_of(received) == 1
@@ -742,7 +746,8 @@ def test_the_name_that_is_served_is_served_however_it_is_written(
     server: Server, fronted: RunningProxy, name: bytes
 ) -> None:
     head = b"GET /v1/models HTTP/1.1\r\nHost: " + name + b"\r\nConnection: close\r\n"
-    received = answers_to(server, head + b"Authorization: Bearer %b\r\n\r\n" % fronted.shared_api_key.encode())
+    request = head + b"Authorization: Bearer %b\r\n\r\n" % fronted.shared_api_key.encode()
+    received = answers_to(server, request, first_within_s=ANSWER_S)
 
     assert received.startswith(b"HTTP/1.1 200 ")
 
@@ -752,16 +757,19 @@ def test_a_body_over_the_limit_is_refused_and_not_kept(server: Server, fronted: 
     key = fronted.shared_api_key.encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += b"Authorization: Bearer " + key + b"\r\n"
-    answers_to(server, head + b"Content-Length: 2\r\n\r\n{}")
+    for pid in fronted.worker_pids():
+        # A worker that has just come is still loading its modules.
+        _answers_alone(fronted, pid, head + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}")
     for pid in fronted.worker_pids():
         Path(f"/proc/{pid}/clear_refs").write_text("5", "ascii")  # forget the highest mark of memory (proc(5))
     before_kib = {pid: _memory_kib(pid, "VmRSS") for pid in fronted.worker_pids()}
     piece = b"10000\r\n" + b" " * 65536 + b"\r\n"
 
     if chunked:
-        received = answers_to(server, head + b"Transfer-Encoding: chunked\r\n\r\n" + piece * 256 + b"0\r\n\r\n")
+        request = head + b"Transfer-Encoding: chunked\r\n\r\n" + piece * 256 + b"0\r\n\r\n"
     else:
-        received = answers_to(server, head + b"Content-Length: 104857600\r\n\r\n" + b" " * 65536)
+        request = head + b"Content-Length: 104857600\r\n\r\n" + b" " * 65536
+    received = answers_to(server, request, first_within_s=ANSWER_S)
 
     assert received.startswith(b"HTTP/1.1 413 "), received[:200]
     assert b'"request_too_large"' in received
@@ -902,11 +910,33 @@ def _under_way(proxy: RunningProxy) -> object:
 
 
 def _every_exchange_ends_once(proxy: RunningProxy) -> None:
+    # What several workers have under way is counted a moment late: there may be one more to come.
+    with suppress(ServerFailed):
+        wait_until(lambda: _differing_exchanges(proxy) == [], what="every exchange has ended")
+    assert _differing_exchanges(proxy) == []
+    assert proxy.command("audit", "verify", check=False).returncode == 0
+
+
+def _differing_exchanges(proxy: RunningProxy) -> list[str]:
+    """Those that have another number of ends than of starts."""
     lines = audit_lines(proxy)
     ends = Counter(str(line["sid"]) for line in lines if line.get("ty") == "llm.end")
     starts = Counter(str(line["id"]) for line in lines if line.get("ty") == "llm.start")
-    assert ends == starts
-    assert proxy.command("audit", "verify", check=False).returncode == 0
+    return [start for start in {**starts, **ends} if starts[start] != ends[start]]
+
+
+def _answers_alone(proxy: RunningProxy, worker: int, request: bytes) -> None:
+    """That worker answers it: the others stand still meanwhile, and take no connection."""
+    others = [pid for pid in proxy.worker_pids() if pid != worker]
+    try:
+        for other in others:
+            os.kill(other, signal.SIGSTOP)
+            wait_until(lambda other=other: _state(other) == "T", what="it stands still")  # type: ignore[misc]
+        received = answers_to(Server(proxy.socket), request, first_within_s=ANSWER_S)
+    finally:
+        for other in others:
+            os.kill(other, signal.SIGCONT)
+    assert received.startswith(b"HTTP/1.1 "), received
 
 
 def _descriptors(proxy: RunningProxy) -> int:
@@ -922,8 +952,12 @@ def _memory_kib(pid: int, name: str) -> int:
 
 def _is_alive(pid: int) -> bool:
     with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+        return _state(pid) != "Z"
     return False
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
 
 
 def _settle() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,8 +32,8 @@ def test_the_writer_is_killed_five_times_under_fifty_requests_and_nothing_answer
     # So a stream lasts about 0.8 s and the kill hits it midway.
     provider.stream_pause_s = 0.12
 
-    def ask_until(end: float, client: int) -> None:
-        while time.monotonic() < end:
+    def ask_until(over: threading.Event, client: int) -> None:
+        while not over.is_set():
             under_way.add(client)
             body = {"prompt": f"client {client}", "stream": client % 5 > 0}
             answers.append(ask(proxy, "POST", "/chat", key=key, body=body))
@@ -42,14 +43,18 @@ def test_the_writer_is_killed_five_times_under_fifty_requests_and_nothing_answer
     try:
         for _ in range(5):
             writer = proxy.writer_pid()
+            over = threading.Event()
             with ThreadPoolExecutor(50) as pool:
-                end = time.monotonic() + 2
-                running = [pool.submit(ask_until, end, client) for client in range(50)]
-                wait_until(lambda: len(under_way) >= 30, what="most clients have asked")
-                time.sleep(0.3)
-                os.kill(writer, signal.SIGKILL)
-                hit = len(under_way)
-                assert hit >= 20, f"the kill must hit requests under way, not {hit}"
+                running = [pool.submit(ask_until, over, client) for client in range(50)]
+                try:
+                    wait_until(lambda: len(under_way) >= 30, what="most clients have asked")
+                    time.sleep(0.3)
+                    os.kill(writer, signal.SIGKILL)
+                    hit = len(under_way)
+                    assert hit >= 20, f"the kill must hit requests under way, not {hit}"
+                    time.sleep(1.5)  # they go on asking while it is away and when it is back
+                finally:
+                    over.set()
                 for future in running:
                     future.result()
             wait_until(
@@ -72,7 +77,8 @@ def test_the_writer_is_killed_five_times_under_fifty_requests_and_nothing_answer
 
 
 def test_without_the_writer_nothing_reaches_the_provider(provider: Provider, short_folder: Path) -> None:
-    with RunningProxy(short_folder / "no-writer", {**ROOMY, "LLM_API_URL": provider.base_url}) as proxy:
+    settings = {**ROOMY, "LLM_API_URL": provider.base_url, "AUDIT_PATIENCE_S": "5"}
+    with RunningProxy(short_folder / "no-writer", settings) as proxy:
         key = proxy.create_api_key()
         assert ask(proxy, "POST", "/chat", key=key, body={"prompt": "before"}).status == 200
         provider.clear()
@@ -104,7 +110,7 @@ def test_a_killed_worker_s_open_exchange_is_closed_as_an_orphan(provider: Provid
         provider.clear()
         provider.script(Mode.HANG_BEFORE_HEADERS, times=1)
         hanging = pool.submit(ask, proxy, "POST", "/chat", key=key, body={"prompt": "left alone"})
-        assert provider.wait_for_requests(1)
+        wait_until(lambda: len(provider.chats) > 0, what="the provider has it")
 
         [worker] = proxy.worker_pids()
         os.kill(worker, signal.SIGKILL)
@@ -163,8 +169,8 @@ def _ask_and_leave(proxy: RunningProxy, key: str, *, stream: bool, provider: Pro
             answer = connection.getresponse()
             assert answer.readline().startswith(b"data:")
         else:
-            assert provider.wait_for_requests(1)
-            time.sleep(0.3)
+            # A worker that knows no models yet asks for their list first.
+            wait_until(lambda: len(provider.chats) > 0, what="the provider has it")
     return correlation
 
 

@@ -45,9 +45,11 @@ def test_a_person_who_goes_on_asking_is_forgotten_and_the_log_is_whole(
             )
             for n in range(2)
         ]
-        for each in erasing:
-            each.result(120)
-        enough.set()
+        try:
+            for each in erasing:
+                each.result(120)
+        finally:
+            enough.set()
         for one in asking:
             one.result(120)
     after = ask_as(PERSON, "the word after")

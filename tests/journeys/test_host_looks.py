@@ -109,6 +109,8 @@ def test_where_nobody_answers_it_is_down(tmp_path: Path) -> None:
 def test_the_daily_check_counts_verifies_and_remembers(instance: RunningProxy, tmp_path: Path) -> None:
     for _ in range(3):
         sign_in_in_vain(instance)
+    log = instance.instance / "log" / "app.jsonl"
+    wait_until(lambda: log.read_text("utf-8").count('"login_failed"') == 3, what="the log tells of all three")
     state = str(tmp_path)
 
     first = looked_at(instance, "daily_check", "--json", "--state", state, "--failed-logins-warning", "3")
