@@ -15,12 +15,15 @@ from tests.support.redis_server import PrivateRedis
 from tests.support.running_proxy import RunningProxy
 
 LIMIT, BURST = 30, 5
+# A busy machine's Redis may need more than the default 0.25 s; then each worker would grant its share, shown elsewhere.
+PATIENT = {"REDIS_TIMEOUT": "10"}
 
 
 def test_eight_clients_get_limit_and_burst_in_any_minute_from_three_workers(
     provider: Provider, postgresql: PrivatePostgreSQL, redis_server: PrivateRedis, short_folder: Path
 ) -> None:
     settings = {
+        **PATIENT,
         "LLM_API_URL": provider.base_url,
         "LLM_MODELS": "test-model",
         "DATABASE_URL": postgresql.create_database(),
@@ -29,7 +32,7 @@ def test_eight_clients_get_limit_and_burst_in_any_minute_from_three_workers(
         "RATE_LIMIT_PER_MINUTE": str(LIMIT),
         "RATE_LIMIT_BURST": str(BURST),
     }
-    granted: list[float] = []
+    granted: list[tuple[float, float]] = []
     with RunningProxy(short_folder / "three-workers", settings) as proxy, ThreadPoolExecutor(8) as pool:
         key = proxy.create_api_key()
         assert len(proxy.worker_pids()) == 3
@@ -40,7 +43,7 @@ def test_eight_clients_get_limit_and_burst_in_any_minute_from_three_workers(
                 sent = time.monotonic()
                 answer = ask(proxy, "POST", "/chat", key=key, body={"prompt": "hi"})
                 if answer.status == 200:
-                    granted.append(sent)
+                    granted.append((sent, time.monotonic()))
                     continue
                 assert (answer.status, answer.error_code) == (429, "rate_limit_exceeded")
                 assert int(answer.headers["retry-after"]) >= 1
@@ -49,10 +52,10 @@ def test_eight_clients_get_limit_and_burst_in_any_minute_from_three_workers(
 
         list(pool.map(hammer, range(8)))
 
-    times = sorted(granted)
-    in_a_minute = [sum(start <= other < start + 60 for other in times) for start in times]
+    # Each was granted between its asking and its answer, however long that took.
+    in_a_minute = [sum(start <= sent and answered < start + 60 for sent, answered in granted) for start, _ in granted]
     assert max(in_a_minute) <= LIMIT + BURST
-    assert len(times) >= 0.98 * LIMIT, "steady demand gets what the limit allows"
+    assert len(granted) >= 0.98 * LIMIT, "steady demand gets what the limit allows"
 
 
 def test_a_revoked_key_dies_in_every_worker_within_five_seconds(proxy: RunningProxy) -> None:
@@ -111,6 +114,7 @@ def test_production_defaults_hold_over_three_workers_and_survive_redis(
     home = short_folder / "production"
     with PrivateRedis(password="limits-of-production") as redis:
         settings = {
+            **PATIENT,
             "FLASK_ENV": "production",
             "LLM_API_URL": provider.base_url,
             "LLM_API_KEY": "sk-test-provider",

@@ -94,7 +94,8 @@ def started(short_folder: Path) -> Iterator[Scene]:
             "RATE_LIMIT_BURST": "1000",
             "LLM_RETRIES": "1",
             "CIRCUIT_FAILURES": "6",
-            "CIRCUIT_OPEN_S": "1",
+            # Long enough for another request while it is open, on a busy machine too.
+            "CIRCUIT_OPEN_S": "5",
         }
         with RunningProxy(home, settings) as proxy:
             yield Scene(proxy, proxy.create_api_key(), first, second)

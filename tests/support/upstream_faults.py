@@ -20,6 +20,8 @@ UNLIMITED = {
     "RATE_LIMIT_BURST": "100000",
     "ADDRESS_RATE_LIMIT_PER_MINUTE": "1000000",
     "ADDRESS_RATE_LIMIT_BURST": "100000",
+    # A disk that is busy for some seconds is not what is asked about.
+    "AUDIT_PATIENCE_S": "30",
     # Each answer is that of one attempt.
     "LLM_RETRIES": "0",
     "CIRCUIT_FAILURES": "0",
