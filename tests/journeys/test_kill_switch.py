@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import ROOMY
 from tests.support.clients import Answer, ask, audit_lines, connection_to
+from tests.support.programs import wait_until
 from tests.support.provider import Mode, Provider
 from tests.support.running_proxy import RunningProxy
 
@@ -106,6 +107,7 @@ def test_whoever_is_killed_is_cut_and_refused_until_let_go(proxy: RunningProxy, 
                 proxy.command("unkill", subject)
             streams += [running] if seconds == 200 else [running, other]
         wait_for_answer(proxy, key, 200)
+        wait_for_answer(proxy, second, 200)
 
     assert (listed["name"], listed["kind"], listed["reason"]) == (kid, "key", "an exercise")
     for stream in streams:
@@ -134,7 +136,8 @@ def test_a_provider_that_says_nothing_more_is_no_shelter_from_a_revocation(
         assert stream.begun.wait(PATIENCE_S)
         provider.script(Mode.HANG_BEFORE_HEADERS, times=1)
         silent = pool.submit(chat, proxy, key)
-        assert provider.wait_for_requests(2)
+        # Chats alone: a worker that does not know the models yet asks for their list besides.
+        wait_until(lambda: len(provider.chats) >= 2, what="the provider has both")
 
         proxy.command("revoke-api-key", kid, "--yes")
 

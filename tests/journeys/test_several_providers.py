@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import Answer, ask, records_of
+from tests.support.clients import Answer, ask, connection_to, records_of
 from tests.support.postgresql import PrivatePostgreSQL
 from tests.support.programs import wait_until
 from tests.support.provider import Mode, Provider
@@ -71,6 +72,14 @@ class Scene:
         body = {"model": model, "messages": [{"role": "user", "content": "Is all well?"}], "stream": stream}
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         return ask(self.proxy, "POST", "/v1/chat/completions", key=self.key, body=body, headers=sent)
+
+    def status_over(self, connection: http.client.HTTPConnection, model: str) -> int:
+        body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Is all well?"}]})
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
 
     def report(self) -> list[dict[str, Any]]:
         """What `/security/status` tells of the providers."""
@@ -296,11 +305,13 @@ def test_what_one_worker_learned_costs_the_others_nothing(
             "CIRCUIT_OPEN_S": "300",
             "RATE_LIMIT_PER_MINUTE": "6000",
         }
-        with RunningProxy(short_folder / "shared", settings) as proxy:
+        with RunningProxy(short_folder / "shared", settings) as proxy, connection_to(proxy) as kept:
             scene = Scene(proxy, proxy.create_api_key(), provider, provider)
             provider.script(Mode.ERROR, status=500)
-            wait_until(lambda: scene.ask("only-here").status == 503, what="one worker's circuit opens")
+            # A connection stays with its worker: the other one has met no failure yet when it hears of this.
+            wait_until(lambda: scene.status_over(kept, "only-here") == 503, what="one worker's circuit opens")
 
+            wait_until(lambda: all(scene.circuits() for _ in range(8)), what="the other one has heard of it")
             wait_until(
                 lambda: [scene.ask("only-here").status for _ in range(8)] == [503] * 8, what="so does the other's"
             )

@@ -191,8 +191,11 @@ class _Wires:
         for address in reached["expected"]:
             with suppress(OSError), socket.create_connection((address, self._plain.port), timeout=_PATIENCE_S):
                 reached["reached"].append(address)
-        time.sleep(0.2)
-        self._plain.taken()
+        # Each is noted when its connection has ended. What came later would count for the next one.
+        noted, until_s = 0, time.monotonic() + _PATIENCE_S
+        while noted < len(reached["reached"]) and time.monotonic() < until_s:
+            time.sleep(0.01)
+            noted += len(self._plain.taken())
         return reached
 
     def to(
