@@ -23,7 +23,7 @@ def test_a_key_is_held_to_what_it_is_bound_to(proxy: RunningProxy, provider: Pro
     user = proxy.create_user(role="admin")
     elsewhere = proxy.create_api_key(user, "--allow-ip", "192.0.2.0/24,2001:db8::/32")
     bound = proxy.create_api_key(
-        user, "--allow-ip", "127.0.0.0/8,::1", "--allow-agent", "openai*", "--max-tokens", "50", "--rpm", "60",
+        user, "--allow-ip", "127.0.0.0/8,::1", "--allow-agent", "openai*", "--max-tokens", "50", "--rpm", "6",
         "--burst", "4", "--kind", "test",
     )  # fmt: skip
     administers = proxy.create_api_key(user, "--kind", "adm")
@@ -45,6 +45,6 @@ def test_a_key_is_held_to_what_it_is_bound_to(proxy: RunningProxy, provider: Pro
     assert [isinstance(body, dict) and body.get("max_completion_tokens") for body in sent] == [50, None]
     assert [isinstance(body, dict) and body.get("max_tokens") for body in sent] == [None, 50]
     assert (too_many.status, too_many.error_code, too_many.error["param"]) == (400, "max_tokens_exceeded", "max_tokens")
-    assert within.headers["x-ratelimit-limit"] == "60"
+    assert within.headers["x-ratelimit-limit"] == "6"
     assert "rate_limit_exceeded" in {answer.error_code for answer in others if answer.status != 200}
     assert {record["kind"] for record in records_of(proxy, within.headers["x-request-id"])} == {"test"}

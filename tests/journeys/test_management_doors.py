@@ -52,8 +52,9 @@ def managed(provider: Provider, short_folder: Path) -> Iterator[RunningProxy]:
         yield proxy
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def administrator(managed: RunningProxy) -> Administrator:
+    """One for each test: a second factor counts for five minutes, which another test may have used up."""
     return make_administrator(managed)
 
 
