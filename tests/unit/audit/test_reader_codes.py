@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pyotp
 import pytest
 
-from secure_llm_proxy.audit.keystore import KEYS_NAME, KeyStore
+from secure_llm_proxy.audit.keystore import KEYS_NAME, KeyStore, KeyStoreUnavailable
 from secure_llm_proxy.audit.reader_codes import CLOSED_S, ReaderCodes, Verdict, new_reader_seed, reader_uri
 from secure_llm_proxy.audit.seal import KeyRing
 from secure_llm_proxy.foundation.errors import ConflictError, NotFoundError, OperatorError
@@ -163,18 +164,26 @@ def test_of_twenty_who_use_a_code_at_once_one_succeeds(codes: ReaderCodes, watch
     code = code_at(watch.s)
     verdicts: list[Verdict] = []
     ready = threading.Barrier(20)
+    deadline = time.monotonic() + 120
 
     def use() -> None:
         with closing(opened(tmp_path, watch)) as mine:
             mine.readers()
-            ready.wait(20)
-            verdicts.append(mine.check("ada", code))
+            ready.wait(60)
+            while True:
+                try:
+                    verdicts.append(mine.check("ada", code))
+                    return
+                except KeyStoreUnavailable:
+                    # On a slow disk, the store is busy for longer than anybody waits. Nothing was judged: ask again.
+                    if time.monotonic() > deadline:
+                        raise
 
     threads = [threading.Thread(target=use) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(180)
 
     assert verdicts.count(Verdict.RIGHT) == 1
     assert len(verdicts) == 20

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import string
+import time
 
 import argon2
 import gevent
@@ -172,9 +173,14 @@ def test_hashing_leaves_the_event_loop_free() -> None:
             gevent.sleep(0.001)
 
     ticker = gevent.spawn(tick)
-    hashes = [gevent.spawn(vault.hash, PASSPHRASE) for _ in range(6)]
-    gevent.joinall(hashes, raise_error=True)
+    deadline = time.monotonic() + 60
+    # Six that hold the loop let it turn once each. How often it turns beside those that don't is the machine's: a quick one
+    # is done soon, and a busy one gives the loop few turns. So they are asked until it has turned often beside six.
+    while len(ticks) <= 10 and time.monotonic() < deadline:
+        ticks.clear()
+        hashes = [gevent.spawn(vault.hash, PASSPHRASE) for _ in range(6)]
+        gevent.joinall(hashes, raise_error=True)
+        assert len({hashing.value for hashing in hashes}) == 6
     ticker.kill()
 
-    assert len({hashing.value for hashing in hashes}) == 6
     assert len(ticks) > 10

@@ -121,7 +121,7 @@ def test_a_reset_counts_as_leaving(line: Line) -> None:
 
 
 def test_while_a_body_is_awaited_nothing_is_heard_and_then_the_leaving_is(line: Line) -> None:
-    body = ArrivingBytes(line.socket, line.watched, begun=b"ab", length=6, read_timeout_s=5)
+    body = ArrivingBytes(line.socket, line.watched, begun=b"ab", length=6, read_timeout_s=30)
     line.watch()
     line.client.sendall(b"cd")
     loop_turns()
@@ -144,7 +144,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(line: Line) -> None:
 
 
 def test_a_body_that_ends_early_is_short(line: Line) -> None:
-    body = ArrivingBytes(line.socket, line.watched, begun=b"ab", length=6, read_timeout_s=5)
+    body = ArrivingBytes(line.socket, line.watched, begun=b"ab", length=6, read_timeout_s=30)
     line.client.shutdown(socket.SHUT_WR)
 
     assert body.read(6) == b"ab"
