@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import Self
 
+from tests.support.ports import free_port
+
 _MESSAGE = re.compile(
     rb"<(?P<priority>\d+)>1 (?P<t>\S+) (?P<host>\S+) (?P<app>\S+) (?P<pid>\d+) (?P<kind>\S+) - (?P<text>.*)", re.DOTALL
 )
@@ -30,7 +32,8 @@ class SyslogReceiver:
             kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
             self._socket = socket.socket(socket.AF_INET, kind)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(("127.0.0.1", port))
+            # One of the kernel's own could be gone when a second receiver wants it.
+            self._socket.bind(("127.0.0.1", port or (free_port() if transport == "tcp" else 0)))
             self.port = int(self._socket.getsockname()[1])
             self.address = f"{transport}://127.0.0.1:{self.port}"
         if transport == "tcp":
