@@ -140,7 +140,9 @@ class _Run:
 
     def _take(self, child: _Child, kind: str, told: Any) -> None:  # noqa: ANN401 - each kind has its own
         if kind == "wants":
-            child.line.sendall(f"{json.dumps(self._next(child.prefers))}\n".encode())
+            # Who asked may have been killed since: the end of its line, which comes next, tells of it.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                child.line.sendall(f"{json.dumps(self._next(child.prefers))}\n".encode())
         elif kind == "runs":
             child.runs = told
         elif kind == "report":
@@ -188,6 +190,7 @@ class _Run:
 
 def _be_a_child(session: pytest.Session, stretches: list[Stretch], line: socket.socket) -> NoReturn:
     status = 1
+    os.register_at_fork(after_in_child=lambda: _leave(line))
     try:
         worker = _Worker(session, stretches, line)
         try:
@@ -202,6 +205,13 @@ def _be_a_child(session: pytest.Session, stretches: list[Stretch], line: socket.
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _leave(line: socket.socket) -> None:
+    """What a test forks says nothing here, and does not keep the line open when its parent dies: that would never be told."""
+    descriptor = line.detach()
+    if descriptor >= 0:
+        os.close(descriptor)
 
 
 class _Worker:
