@@ -54,9 +54,13 @@ class Places:
     def bring_back(self) -> None:
         self._away.rename(self.first)
 
-    def await_segment(self, number: int, place: Path) -> None:
-        """The segment opens after the record that fills the one before it was acknowledged."""
-        wait_until(lambda: number in self.numbers(place))
+    def await_segment(self, number: int, place: Path, writer: WriterProcess) -> None:
+        """The segment opens after the record that fills the one before it was acknowledged.
+
+        It has its name a moment before the writer is done with it, and with the directory.
+        """
+        wait_until(lambda: f'"event": "segment_opened", "segment": "{number:08d}-' in writer.said(), writer.said)
+        assert number in self.numbers(place)
 
     def numbers(self, place: Path) -> list[int]:
         return sorted(int(path.name[:8]) for path in place.glob("0*"))
@@ -93,15 +97,15 @@ def test_while_the_first_directory_is_away_segments_open_in_the_second_and_then_
     settings: AuditSettings, writer: WriterProcess, places: Places
 ) -> None:
     record_segments(settings, 2)
-    places.await_segment(3, places.first)
+    places.await_segment(3, places.first, writer)
     places.take_away()
     record_segments(settings, 3, first=2)
-    places.await_segment(6, places.second)
+    places.await_segment(6, places.second, writer)
     wait_until(lambda: '"what": "second_directory"' in writer.said(), writer.said)
     leads_to = (settings.directory / "audit.jsonl").resolve()
     places.bring_back()
     record_segments(settings, 2, first=5)
-    places.await_segment(8, places.first)
+    places.await_segment(8, places.first, writer)
 
     assert writer.stop() == 0
     assert leads_to.parent == places.second
@@ -119,10 +123,10 @@ def test_without_its_second_directory_a_log_over_two_is_not_whole(
     settings: AuditSettings, writer: WriterProcess, places: Places
 ) -> None:
     record_segments(settings, 1)
-    places.await_segment(2, places.first)
+    places.await_segment(2, places.first, writer)
     places.take_away()
     record_segments(settings, 2, first=1)
-    places.await_segment(4, places.second)
+    places.await_segment(4, places.second, writer)
     places.bring_back()
     record_segments(settings, 1, first=3)
     writer.stop()
@@ -143,10 +147,10 @@ def test_a_writer_killed_in_the_second_directory_goes_on_in_the_first(
     settings: AuditSettings, writer: WriterProcess, places: Places
 ) -> None:
     record_segments(settings, 1)
-    places.await_segment(2, places.first)
+    places.await_segment(2, places.first, writer)
     places.take_away()
     record_segments(settings, 2, first=1)
-    places.await_segment(4, places.second)
+    places.await_segment(4, places.second, writer)
     writer.kill()
     places.bring_back()
 
@@ -230,9 +234,10 @@ def test_when_the_first_directory_has_vanished_no_other_log_begins(
 def test_segments_in_the_second_directory_keep_a_new_root_of_trust_from_being_made(
     settings: AuditSettings, writer: WriterProcess, places: Places
 ) -> None:
+    places.await_segment(1, places.first, writer)
     places.take_away()
     record_segments(settings, 2)
-    places.await_segment(3, places.second)
+    places.await_segment(3, places.second, writer)
     writer.stop()
 
     with pytest.raises(OperatorError, match="or in the second directory"):

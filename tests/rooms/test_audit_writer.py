@@ -116,8 +116,7 @@ def test_a_full_disk_fails_closed_and_comes_back_by_itself(settings: AuditSettin
         writer.limit_file_size(size)
         refused = load.refusals
         wait_until(lambda refused=refused: load.refusals > refused, writer.said, sleep=gevent.sleep)  # type: ignore[misc]
-        gevent.sleep(0.6)
-        assert load.journal.trouble() is not None
+        wait_until(lambda: load.journal.trouble() is not None, writer.said, sleep=gevent.sleep)
         writer.limit_file_size(1 << 30)
         load.grow(100)
     load.stop()
