@@ -48,6 +48,14 @@ def writer(settings: AuditSettings) -> Iterator[WriterProcess]:
 
 @pytest.fixture
 def journal(settings: AuditSettings) -> Iterator[SocketJournal]:
+    made = SocketJournal(settings)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hasty(settings: AuditSettings) -> Iterator[SocketJournal]:
+    """For what must be refused: it does not wait for long."""
     made = SocketJournal(settings.model_copy(update={"patience_s": 2.0}))
     yield made
     made.close()
@@ -146,14 +154,14 @@ def test_without_encryption_there_is_no_key_store_and_no_index(tmp_path: Path) -
 
 
 def test_while_the_key_store_is_locked_nothing_new_is_acknowledged_and_nothing_is_lost(
-    settings: AuditSettings, writer: WriterProcess, journal: SocketJournal
+    settings: AuditSettings, writer: WriterProcess, journal: SocketJournal, hasty: SocketJournal
 ) -> None:
     journal.record(of(ANA))
     with sqlite3.connect(keys_path(settings), isolation_level=None) as locking:
         locking.execute("BEGIN EXCLUSIVE")
         waiting = of(BO, b"bo's")
         with pytest.raises(Unavailable):
-            journal.record(waiting)
+            hasty.record(waiting)
         wait_until(lambda: "is locked by another program" in writer.said(), writer.said)
         assert [record.clear["sub"] for record in recorded(settings)] == [ANA]
         locking.execute("ROLLBACK")
@@ -170,7 +178,7 @@ def test_while_the_key_store_is_locked_nothing_new_is_acknowledged_and_nothing_i
 
 
 def test_a_key_store_that_is_taken_away_stops_the_log_until_it_is_back(
-    settings: AuditSettings, writer: WriterProcess, journal: SocketJournal, tmp_path: Path
+    settings: AuditSettings, writer: WriterProcess, journal: SocketJournal, hasty: SocketJournal, tmp_path: Path
 ) -> None:
     journal.record(of(ANA))
     away = tmp_path / "away"
@@ -179,9 +187,11 @@ def test_a_key_store_that_is_taken_away_stops_the_log_until_it_is_back(
         path.rename(away / path.name)
 
     # The writer looks once a second: what it still acknowledged is sealed by a key that it had made durable before.
+    wait_until(
+        lambda: f"{keys_path(settings)} is gone" in writer.said(), writer.said, sleep=lambda _: _ask_on(hasty)
+    )
     with pytest.raises(Unavailable):
-        _record_until_refused(journal)
-    wait_until(lambda: f"{keys_path(settings)} is gone" in writer.said(), writer.said)
+        hasty.record(of(ANA))
     for path in away.iterdir():
         path.rename(settings.keys_directory / path.name)
     before = len(recorded(settings))
@@ -196,17 +206,17 @@ def test_a_key_store_that_is_taken_away_stops_the_log_until_it_is_back(
 
 
 def test_a_full_disk_under_the_key_store_fails_closed_and_recovers(
-    settings: AuditSettings, writer: WriterProcess, journal: SocketJournal
+    settings: AuditSettings, writer: WriterProcess, journal: SocketJournal, hasty: SocketJournal
 ) -> None:
     journal.record(of(ANA))
 
     writer.limit_file_size(100)
     with pytest.raises(Unavailable):
-        journal.record(of(BO))
+        hasty.record(of(BO))
     writer.limit_file_size(1 << 30)
 
     # Whether the first try is sent again depends on what the writer noticed first: that it has no key, or no room.
-    wait_until(lambda: _records(journal, of(BO)), writer.said, sleep=gevent.sleep)
+    wait_until(lambda: _records(hasty, of(BO)), writer.said, sleep=gevent.sleep)
 
     assert writer.stop() == 0
     report = check(settings)
@@ -243,10 +253,9 @@ def _records(journal: SocketJournal, record: AuditEvent) -> bool:
     return True
 
 
-def _record_until_refused(journal: SocketJournal) -> None:
-    while True:
-        journal.record(of(ANA))
-        gevent.sleep(0.1)
+def _ask_on(journal: SocketJournal) -> None:
+    _records(journal, of(ANA))
+    gevent.sleep(0.1)
 
 
 def test_a_key_store_restored_from_a_snapshot_goes_on(
