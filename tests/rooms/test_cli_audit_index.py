@@ -13,12 +13,12 @@ from secure_llm_proxy.audit.index import AuditIndex, IndexedRecord, RecordFilter
 from secure_llm_proxy.audit.reading import log_lines
 from secure_llm_proxy.foundation.database import Database
 from secure_llm_proxy.settings import load_settings
-from tests.support.installation import Installation, installation_in
+from tests.support.installation import Installation, fresh, installation_in
 
 
 @pytest.fixture
-def host(short_folder: Path, request: pytest.FixtureRequest) -> Iterator[Installation]:
-    with installation_in(short_folder / f"reindex-{abs(hash(request.node.name)) % 10_000}") as installation:
+def host(short_folder: Path) -> Iterator[Installation]:
+    with installation_in(short_folder / fresh("reindex")) as installation:
         yield installation
 
 
