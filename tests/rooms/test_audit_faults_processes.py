@@ -40,7 +40,8 @@ def test_killed_workers_leave_orphans_and_no_fork_and_no_other_worker_notices(tm
 
 
 def test_a_power_cut_takes_only_what_was_not_acknowledged(tmp_path: Path) -> None:
-    measured = survived(kills.cut_power, tmp_path, 3)
+    # Enough of them: now and then all was on the disk when it happened.
+    measured = survived(kills.cut_power, tmp_path, 6)
 
     assert measured["bytes_lost_by_power_cut"] > 0
 

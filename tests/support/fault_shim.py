@@ -82,10 +82,14 @@ class FaultShim:
 
     def fail_sync(self, nth: int, *, times: int = 1, error: int) -> None:
         """The `nth` sync from now (1 is the next one) and the `times - 1` behind it fail with `error`."""
-        first = self.count("syncs") + nth
-        self.set(sync_fail_from=0)
-        self.set(sync_errno=error, sync_fail_to=first + times - 1)
-        self.set(sync_fail_from=first)
+        while True:
+            self.set(sync_fail_from=0)
+            failed, first = self.count("syncs_failed"), self.count("syncs") + nth
+            self.set(sync_errno=error, sync_fail_to=first + times - 1)
+            self.set(sync_fail_from=first)
+            # A process that goes on meanwhile may have been past it before it was told.
+            if self.count("syncs") < first or self.count("syncs_failed") > failed:
+                return
 
     def fail_writes(self, nth: int = 1, *, times: int = 1 << 40, error: int) -> None:
         """As `fail_sync`, for writes; unless said otherwise until `heal`."""
