@@ -8,6 +8,8 @@ PostgreSQL runs in the caller's greenlet: psycopg2 waits through gevent when the
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +21,7 @@ from gevent import monkey
 from gevent.socket import wait_read, wait_write
 from gevent.threadpool import ThreadPool
 from sqlalchemy import Connection, DateTime, MetaData, String, create_engine, event, make_url, text
-from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor, Dialect
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
@@ -30,6 +32,10 @@ from secure_llm_proxy.foundation.errors import ErrorCode, Unavailable
 from secure_llm_proxy.settings import DatabaseSettings
 
 T = TypeVar("T")
+
+_SQLITE_PATIENCE_S = 5
+_SQLITE_LOOK_S = 0.02
+_PRIMARY_CODE = 0xFF  # of a result code of SQLite's; the rest says more about it
 
 
 class AwareDateTime(TypeDecorator[datetime]):
@@ -160,9 +166,27 @@ def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) ->
     # pysqlite's own transaction handling is off, so that BEGIN IMMEDIATE below is the one that counts.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+    for pragma in (f"busy_timeout={_SQLITE_PATIENCE_S * 1000}", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    _write_ahead(cursor)
     cursor.close()
+
+
+def _write_ahead(cursor: DBAPICursor) -> None:
+    """Only the first connection to a file has something to change; of several at once SQLite refuses all but one, and for
+    this alone `busy_timeout` does not let them wait.
+    """
+    deadline_s = time.monotonic() + _SQLITE_PATIENCE_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > deadline_s:
+                raise
+            time.sleep(_SQLITE_LOOK_S)
+        else:
+            return
 
 
 def _begin_immediate(connection: Connection) -> None:
