@@ -14,7 +14,7 @@ import pytest
 
 from secure_llm_proxy.audit import AuditReader, SocketJournal
 from secure_llm_proxy.audit.index_shipping import IndexShipper
-from secure_llm_proxy.audit.reader_codes import STEP_S, ReaderCodes, new_reader_seed
+from secure_llm_proxy.audit.reader_codes import STEP_S, ReaderCodes, new_reader_seed, writable_store
 from secure_llm_proxy.foundation.identifiers import new_record_id
 from secure_llm_proxy.identity import Role
 from secure_llm_proxy.settings import AuditSettings, Settings, ThrottlingSettings
@@ -39,8 +39,9 @@ class Place:
     def code_of_reader(self) -> tuple[str, str]:
         """A new reader, and the code that the app shows."""
         name, seed = f"r{secrets.token_hex(4)}", new_reader_seed()
-        with closing(ReaderCodes.of(self.settings)) as codes:
-            now = time.time()
+        now = time.time()
+        # By a clock that stands: a code of the step before is too old as soon as the next step begins.
+        with closing(ReaderCodes(writable_store(self.settings), lambda: now)) as codes:
             codes.enrol(name, seed, pyotp.TOTP(seed).at(int(now) - STEP_S))
         return name, pyotp.TOTP(seed).at(int(now))
 

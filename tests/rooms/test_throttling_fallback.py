@@ -477,6 +477,8 @@ def test_threads_under_restarts_never_see_an_error_and_never_exceed_the_limit(se
     assert worker.fallbacks > 0
     assert slots_in(server) == set()
     worker.throttle.close()
+    # a request that ended in the very moment in which another thread found Redis back is left to the next beat
+    worker.throttle.heartbeat()
 
 
 CANCELLED = """
