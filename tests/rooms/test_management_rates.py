@@ -18,7 +18,7 @@ TRY = {"token": "x", "password": "y"}
 def two_workers(folder: Path, redis_url: str, *, tries: int) -> list[ManagementRoom]:
     settings = Settings(
         throttling=ThrottlingSettings(login_requests_per_minute=tries),
-        redis=RedisSettings(url=SecretStr(redis_url), timeout_s=1.0),
+        redis=RedisSettings(url=SecretStr(redis_url), timeout_s=5.0),
     )
     places = [folder / "one", folder / "other"]
     for place in places:

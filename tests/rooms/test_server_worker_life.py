@@ -78,8 +78,8 @@ def test_a_head_that_trickles_is_not_waited_for(worker: str, tmp_path: Path) -> 
 
 
 def test_an_idle_connection_is_closed_and_one_in_use_is_not(worker: str, tmp_path: Path) -> None:
-    with GunicornServer(tmp_path, worker, keepalive=3) as server, server.connect() as line:
-        for _ in range(7):
+    with GunicornServer(tmp_path, worker, keepalive=5) as server, server.connect() as line:
+        for _ in range(11):
             line.sendall(get("/ignore"))
             assert answer_of(line).endswith(b"ignored")
             time.sleep(0.5)

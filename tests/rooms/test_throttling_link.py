@@ -142,7 +142,7 @@ def test_a_redis_killed_midway_fails_all_who_wait_and_serves_them_when_it_is_bac
 
 def test_answers_of_a_redis_that_hung_reach_nobody_else(server: PrivateRedis) -> None:
     fill(server.url, "prompt")
-    throttle = throttle_over(server.url, timeout_s=1.0)
+    throttle = throttle_over(server.url, timeout_s=3.0)
     knock(throttle, 999, 0)
     server.pause()
 
@@ -282,7 +282,7 @@ def test_a_release_does_not_wait_and_is_told_before_hanging_up(server: PrivateRe
 def test_a_release_that_redis_did_not_answer_is_told_to_it_again(server: PrivateRedis) -> None:
     throttle = open_throttle(
         ThrottlingSettings(),
-        RedisSettings(url=SecretStr(server.url), timeout_s=1.0),
+        RedisSettings(url=SecretStr(server.url), timeout_s=3.0),
         host_id="host-a",
         clock=SystemClock(),
         on_fallback=lambda: None,

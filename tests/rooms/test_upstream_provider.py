@@ -431,9 +431,10 @@ def test_an_answer_that_comes_before_the_request_was_read_is_heard(connect: Conn
         (Mode.HANG_IN_HEADERS, {"idle_timeout_s": 0.3}, "between two bytes"),
         (Mode.HANG_MID_STREAM, {"idle_timeout_s": 0.3}, "between two bytes"),
         # the other patiences are longer than that of the far end, so that only the total can end the wait
-        (Mode.HANG_BEFORE_HEADERS, {"total_timeout_s": 0.3, "first_byte_timeout_s": 300.0}, "total"),
-        (Mode.HANG_MID_STREAM, {"total_timeout_s": 0.3, "idle_timeout_s": 300.0}, "total"),
-        (Mode.SLOW_DRIP, {"total_timeout_s": 0.5}, "total"),
+        # (which it must have reached before)
+        (Mode.HANG_BEFORE_HEADERS, {"total_timeout_s": 1.0, "first_byte_timeout_s": 300.0}, "total"),
+        (Mode.HANG_MID_STREAM, {"total_timeout_s": 1.0, "idle_timeout_s": 300.0}, "total"),
+        (Mode.SLOW_DRIP, {"total_timeout_s": 1.0}, "total"),
     ],
 )
 def test_each_patience_ends_with_a_gateway_timeout(
@@ -744,12 +745,14 @@ def test_a_request_is_not_sent_again_once_an_answer_has_begun(
 
 
 def test_a_request_is_not_sent_again_after_a_timeout(far_end: Provider, connect: Connect) -> None:
-    client = connect(first_byte_timeout_s=0.3)
+    # long enough for the answer to the first one
+    client = connect(first_byte_timeout_s=3.0)
     ask(client)
     far_end.script(Mode.HANG_BEFORE_HEADERS)
 
     failure(client, streamed=False)
 
+    assert far_end.wait_for_requests(2)
     assert len(far_end.received) == 2
 
 

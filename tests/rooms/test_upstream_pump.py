@@ -288,9 +288,10 @@ def test_what_the_taker_raises_comes_out_unchanged_and_ends_the_stream(
     ("mode", "patience", "phase"),
     [
         (Mode.HANG_MID_STREAM, {"idle_timeout_s": 0.3}, "between two bytes"),
-        (Mode.HANG_MID_STREAM, {"total_timeout_s": 0.5, "idle_timeout_s": 300.0}, "total"),
+        # the whole patience covers the handshake, which must be over by then
+        (Mode.HANG_MID_STREAM, {"total_timeout_s": 2.0, "idle_timeout_s": 300.0}, "total"),
         # bytes come all the time, events seldom
-        (Mode.SLOW_DRIP, {"total_timeout_s": 0.6}, "total"),
+        (Mode.SLOW_DRIP, {"total_timeout_s": 2.0}, "total"),
     ],
 )
 def test_each_patience_ends_a_pumped_stream_with_a_gateway_timeout(
@@ -309,14 +310,14 @@ def test_each_patience_ends_a_pumped_stream_with_a_gateway_timeout(
 
 
 def test_each_piece_begins_the_patience_for_the_next_one_anew(far_end: Provider, connect: Connect) -> None:
-    far_end.stream_pause_s = 0.25
-    client = connect(idle_timeout_s=1.2)
+    far_end.stream_pause_s = 0.4
+    client = connect(idle_timeout_s=4.0)
 
     began_s = time.monotonic()
     events = pumped(start(client))
 
     assert text_of(events) == far_end.reply_text
-    assert time.monotonic() - began_s > 1.2
+    assert time.monotonic() - began_s > 4.0
 
 
 # --- the client leaves, the stream is closed --------------------------------------------------------------------------
@@ -618,7 +619,7 @@ def run(client, first):
 
 def all_exchanges():
     client = compatible_provider(UpstreamSettings.model_validate(settings))
-    gevent.joinall([gevent.spawn(run, client, first) for first in range(10)], timeout=50, raise_error=True)
+    gevent.joinall([gevent.spawn(run, client, first) for first in range(10)], timeout=150, raise_error=True)
     client.close()
 
 warm = compatible_provider(UpstreamSettings.model_validate(settings))
@@ -645,7 +646,7 @@ def test_a_thousand_exchanges_of_all_kinds_leave_no_file_and_no_watcher_behind(
         capture_output=True,
         text=True,
         check=False,
-        timeout=90,
+        timeout=200,
     )
 
     assert (done.returncode, done.stderr) == (0, "")

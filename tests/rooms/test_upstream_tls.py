@@ -57,7 +57,7 @@ def far_end(certificate: Certificate) -> Iterator[Provider]:
 
 @pytest.fixture
 def client(far_end: Provider, certificate: Certificate) -> Iterator[ProviderClient]:
-    trusting = client_of(far_end.base_url, ca_file=certificate.authority, idle_timeout_s=2.0)
+    trusting = client_of(far_end.base_url, ca_file=certificate.authority)
     yield trusting
     trusting.close()
 
