@@ -187,9 +187,7 @@ def test_a_key_store_that_is_taken_away_stops_the_log_until_it_is_back(
         path.rename(away / path.name)
 
     # The writer looks once a second: what it still acknowledged is sealed by a key that it had made durable before.
-    wait_until(
-        lambda: f"{keys_path(settings)} is gone" in writer.said(), writer.said, sleep=lambda _: _ask_on(hasty)
-    )
+    wait_until(lambda: f"{keys_path(settings)} is gone" in writer.said(), writer.said, sleep=lambda _: _ask_on(hasty))
     with pytest.raises(Unavailable):
         hasty.record(of(ANA))
     for path in away.iterdir():

@@ -1,10 +1,13 @@
-"""PostgreSQL's connections are as many as the settings say; who finds none free is told so, and served when one is."""
+"""Connections: PostgreSQL's are as many as the settings say, and who finds none free is told so; a new SQLite file is shared."""
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -48,3 +51,23 @@ def test_a_full_pool_is_told_after_its_patience_and_serves_again(database: Datab
     assert (refused.value.code, refused.value.status) == (ErrorCode.DATABASE_UNAVAILABLE, 503)
     assert answers == [1, 1]
     assert after == 2
+
+
+def test_a_new_sqlite_file_that_another_program_is_writing_to_is_waited_for(tmp_path: Path) -> None:
+    """As when two programs migrate it at once; SQLite itself refuses to turn on its write-ahead log meanwhile."""
+    path = tmp_path / "new.db"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("CREATE TABLE things (name TEXT)")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("INSERT INTO things VALUES ('one')")
+        ending = threading.Timer(0.5, lambda: other.execute("COMMIT"))
+        ending.start()
+        found = Database(DatabaseSettings(url=SecretStr(f"sqlite:///{path}"))).run(
+            lambda session: session.execute(text("SELECT name FROM things")).scalar_one()
+        )
+        ending.join()
+    with closing(sqlite3.connect(path)) as another:
+        mode = another.execute("PRAGMA journal_mode").fetchone()
+
+    assert found == "one"
+    assert mode == ("wal",)
