@@ -32,6 +32,13 @@ status=$?
 find "$own" -depth -type d -exec rmdir {} + 2>/dev/null
 exit "$status"
 """
+# As long as the machine has not left this system's own root behind, this system's manager would answer; and its manager does
+# not wait for the interface to have its address.
+_STATE = """
+grep -qx "$1" /etc/hostname || exit 1
+[ -z "$3" ] || ip -o -4 address show dev "$2" | grep -qF " $3/" || exit 1
+exec systemctl is-system-running
+"""
 _NETWORK = """\
 [Match]
 Name=host0
@@ -130,8 +137,9 @@ class DebianMachine:
 
     def reboot(self) -> None:
         """Restart it from inside, as an operator would; returns when it is up again."""
-        self._inside(["systemctl", "reboot"], timeout=30)
-        self._wait_for_end(90)
+        self._inside(["systemctl", "reboot"], timeout=60)
+        # The web service alone may take a minute to end, and the audit writer ends after it.
+        self._wait_for_end(180)
         if self._server is None or self._server.returncode != _REBOOT:
             raise ServerFailed(f"{self.name} did not reboot: {self._last_words()}")
         self._boot()
@@ -153,9 +161,14 @@ class DebianMachine:
         return int(self.told("systemctl", "show", "--property=NRestarts", "--value", unit))
 
     def journal(self, *units: str) -> str:
-        """The newest lines of these units, for a failure's message."""
+        """The newest lines of these units, with all that was said until now."""
         chosen = [argument for unit in units for argument in ("-u", unit)]
+        self.write_journal()
         return self.run("journalctl", "--no-pager", "-n", "80", *chosen, check=False).stdout
+
+    def write_journal(self) -> None:
+        """Afterwards the journal can be read as far as anything was said: journald takes lines some time after they were."""
+        self.run("journalctl", "--sync", check=False)
 
     def _lay(self) -> None:
         """The clean root with a layer of its own above; a copy where this file system can't have layers."""
@@ -173,7 +186,8 @@ class DebianMachine:
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {self.name}\n")
         if self._bridge is None:
             return
-        (etc / "resolv.conf").write_text(f"nameserver {self._gateway}\noptions timeout:1 attempts:1\n")
+        # Patient: the name server is a thread of the tests, and a busy machine may keep it waiting.
+        (etc / "resolv.conf").write_text(f"nameserver {self._gateway}\noptions timeout:5 attempts:2\n")
         network = etc / "systemd" / "network"
         network.mkdir(exist_ok=True)
         (network / "10-host0.network").write_text(
@@ -212,7 +226,7 @@ class DebianMachine:
             self._server = subprocess.Popen(
                 [*command, "--boot"], stdin=subprocess.DEVNULL, stdout=console, stderr=console
             )
-        wait_until(self._is_up, what=f"{self.name} has booted", seconds=120)
+        wait_until(self._is_up, what=f"{self.name} has booted", seconds=240)
 
     def _plug_in(self) -> None:
         """A network of the machine's own, with a cable to the bridge; it outlives reboots, like the wall socket."""
@@ -241,7 +255,11 @@ class DebianMachine:
         if not leaders:
             return False
         self._leader = leaders[0]
-        told = self._inside(["systemctl", "is-system-running"], timeout=30).stdout.strip()
+        asked = ["sh", "-c", _STATE, "sh", self.name, _INTERFACE, self.address if self._bridge is not None else ""]
+        try:
+            told = self._inside(asked, timeout=30).stdout.strip()
+        except subprocess.TimeoutExpired:
+            return False
         # degraded: a container has no kernel modules to load.
         return told in {"running", "degraded"}
 

@@ -99,7 +99,7 @@ class InstalledHost:
         lines = [line for line in path.read_text("utf-8").splitlines() if line.partition("=")[0] not in values]
         path.write_text("\n".join([*lines, *(f"{name}={value}" for name, value in values.items())]) + "\n", "utf-8")
 
-    def wait_until_ready(self, seconds: float = 60.0) -> None:
+    def wait_until_ready(self, seconds: float = 120.0) -> None:
         """Return when every worker, as far as chance shows them, says that everything is in place. Raises ServerFailed
         with what the services said.
         """
