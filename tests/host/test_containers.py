@@ -107,8 +107,19 @@ def answers(door: Door) -> bool:
 
 
 def zombies_of(container: Container) -> list[str]:
-    children = Path(f"/proc/{container.leader}/task/{container.leader}/children").read_text("ascii").split()
-    return [child for child in children if ") Z " in Path(f"/proc/{child}/stat").read_text("ascii", "replace")]
+    return [child for child in children_of(container.leader) if ") Z " in read_of(child, "stat")]
+
+
+def children_of(pid: int | str) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+
+
+def read_of(pid: int | str, name: str) -> str:
+    """A file of that process in /proc; nothing when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text("ascii", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def test_the_image_holds_the_product_alone_and_no_root(image: Image) -> None:
@@ -233,15 +244,16 @@ def test_a_killed_server_comes_back_in_the_container_and_leaves_no_zombie(
         assert host.run("proxy", "setup").returncode == 0
         proxy = host.start("proxy")
         host.wait_until_healthy(proxy)
-        (master,) = [
-            int(child)
-            for child in Path(f"/proc/{proxy.leader}/task/{proxy.leader}/children").read_text("ascii").split()
-            if b"gunicorn" in Path(f"/proc/{child}/cmdline").read_bytes()
-        ]
+        (master,) = [int(child) for child in children_of(proxy.leader) if "gunicorn" in read_of(child, "cmdline")]
+        workers = children_of(master)
 
         os.kill(master, signal.SIGKILL)
 
         wait_until(lambda: "starting it again child=server" in proxy.said(), what="the end of the server is told")
+        # They would answer for the next one.
+        wait_until(
+            lambda: not any(read_of(worker, "stat") for worker in workers), what="the old workers have left", seconds=60
+        )
         host.wait_until_healthy(proxy)
         wait_until(lambda: zombies_of(proxy) == [], what="nobody is left unreaped")
         assert proxy.stop() == 0
@@ -358,7 +370,8 @@ def test_production_apart_and_behind_tls(
             stopping = threading.Thread(target=lambda: ended.update(web=up["web"].stop()))
             stopping.start()
             last = [piece.choices[0].finish_reason for piece in pieces if piece.choices][-1]
-            stopping.join(60)
+            # Its own grace time.
+            stopping.join(90)
         ended["nginx"] = up["nginx"].stop(with_signal=signal.SIGQUIT)
         ended["audit-writer"] = up["audit-writer"].stop()
 

@@ -150,8 +150,12 @@ class ComposeHost:
                 message = f"{service} ended with {process.returncode}: {log.read_text('utf-8', 'replace')[-3000:]}"
                 raise ServerFailed(message)
             for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("ascii").split():
+                try:
+                    line = Path(f"/proc/{child}/cmdline").read_bytes()
+                except (FileNotFoundError, ProcessLookupError):
+                    # One of nspawn's helpers, which has ended meanwhile.
+                    continue
                 # nspawn's own child becomes ours with setpriv's exec and the command's.
-                line = Path(f"/proc/{child}/cmdline").read_bytes()
                 if line and not line.startswith((b"systemd-nspawn", b"(sd-", b"setpriv")):
                     leader = int(child)
             return leader != 0
