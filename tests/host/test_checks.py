@@ -275,7 +275,7 @@ def test_the_checklist_of_a_fresh_host_lacks_only_what_this_machine_cannot_have(
         ("systemctl disable -q --now secure-llm-health.timer", "systemctl enable -q --now secure-llm-health.timer",
          "unit secure-llm-health.timer"),
         (f"systemctl stop {WATCHERS} {AT_IT}; nft list table inet slp_egress >/run/kept && nft delete table inet slp_egress",
-         f"nft -f /run/kept; systemctl start {WATCHERS}", "egress filter"),
+         f"nft -f /run/kept; systemctl reset-failed {AT_IT}; systemctl start {WATCHERS}", "egress filter"),
         ("echo 'host all all 192.0.2.0/24 md5' >>$(ls /etc/postgresql/*/main/pg_hba.conf)",
          "sed -i '/192.0.2.0/d' $(ls /etc/postgresql/*/main/pg_hba.conf)", "PostgreSQL's pg_hba.conf"),
         (f"mkdir -p {DROP_IN}; printf '[Service]\\n{OPENED}' >{DROP_IN}/open.conf; systemctl daemon-reload",
