@@ -36,7 +36,9 @@ def test_a_reload_with_wrong_settings_is_refused_and_changes_nothing(host: Insta
         host.machine.run("sed", "-i", "/^LOG_LEVLE=/d", "/etc/secure_llm_proxy/env")
         # The list of places is made anew whenever the settings change; with the wrong ones it failed, which the health check
         # would tell of for minutes where the watcher has missed the change back.
-        host.machine.wait_for("systemctl", "start", "secure-llm-egress-places.service", what="the list of places is made")
+        host.machine.wait_for(
+            "systemctl", "start", "secure-llm-egress-places.service", what="the list of places is made"
+        )
 
     assert done.returncode != 0
     assert "did you mean LOG_LEVEL?" in told
