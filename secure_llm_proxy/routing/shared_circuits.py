@@ -8,6 +8,7 @@ models left alone, for eight times CIRCUIT_OPEN_S at most each time.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ class SharedCircuits:
         self._circuits = circuits
         self._mine = secrets.token_hex(8)
         self._waiting: Queue[tuple[CircuitKey, float]] = Queue(_WAITING_MAX)
+        # When this worker's own newest change of each circuit was told, or given up, by the monotonic clock; infinity: not yet.
+        self._told_s: dict[CircuitKey, float] = {}
         circuits.on_change = self._changed
 
     def tell(self) -> None:
@@ -87,6 +90,8 @@ class SharedCircuits:
                     "a circuit was not told to the other workers",
                     extra={"provider": key.provider, "cause": type(error).__name__},
                 )
+            if not any(key == later for later, _ in self._waiting.queue):
+                self._told_s[key] = time.monotonic()
 
     def listen(self) -> None:
         """Heed what other workers tell. A lost connection is made again after 0.1 to 5 s."""
@@ -107,6 +112,10 @@ class SharedCircuits:
     def _changed(self, key: CircuitKey, for_s: float) -> None:
         try:
             self._waiting.put_nowait((key, for_s))
+            if len(self._told_s) >= _WAITING_MAX:
+                # Redis has been away for long, and nobody looks.
+                self._told_s.clear()
+            self._told_s[key] = math.inf
         except Full:
             log.warning("too many circuits change for all of them to be told")
 
@@ -135,13 +144,18 @@ class SharedCircuits:
                 yield data if isinstance(data, bytes) else None
 
     def _look(self, connection: redis.Redis) -> None:
-        """What is open by now, whoever said so, and when."""
+        """What is open by now, whoever said so, and when. Of what this worker changed itself meanwhile, or has not told yet, it
+        knows more than Redis did.
+        """
+        began_s = time.monotonic()
         found = connection.eval(_LOOK, 1, KEY)
+        own = {key for key, told_s in self._told_s.items() if told_s >= began_s}
+        self._told_s = {key: self._told_s[key] for key in own}
         if not isinstance(found, list):
             return
         for field, left_ms in zip(found[::2], found[1::2], strict=False):
             key = _key_of(_parts(field))
-            if key is not None and isinstance(left_ms, int):
+            if key is not None and key not in own and isinstance(left_ms, int):
                 self._circuits.opened_elsewhere(key, left_ms / _MS)
 
     def _heed(self, message: bytes) -> None:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
+from redis import Redis
 
 from secure_llm_proxy.routing.shared_circuits import CHANNEL, KEY
 from tests.support.ports import free_port
@@ -31,11 +33,12 @@ from secure_llm_proxy.routing.shared_circuits import SharedCircuits
 from secure_llm_proxy.settings import RedisSettings, UpstreamSettings
 from secure_llm_proxy.vocabulary.chat import Target
 
-redis_url, open_s = sys.stdin.readline().split()
+redis_url, open_s, tells = sys.stdin.readline().split()
 settings = UpstreamSettings(circuit_failures=3, circuit_open_s=float(open_s))
 circuits = Circuits(settings, SystemClock())
 shared = SharedCircuits(RedisSettings(url=SecretStr(redis_url)), circuits)
-gevent.spawn(shared.tell)
+if tells == "True":
+    gevent.spawn(shared.tell)
 gevent.spawn(shared.listen)
 lines = gevent.get_hub().threadpool
 print("up", flush=True)
@@ -77,13 +80,13 @@ class Worker:
 
 
 @contextmanager
-def worker(redis_url: str, open_s: float = 600.0) -> Iterator[Worker]:
+def worker(redis_url: str, open_s: float = 600.0, *, tells: bool = True) -> Iterator[Worker]:
     with subprocess.Popen(
         [sys.executable, "-c", _WORKER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
             made = Worker(process)
-            assert made.ask(f"{redis_url} {open_s}") == "up"
+            assert made.ask(f"{redis_url} {open_s} {tells}") == "up"
             yield made
         finally:
             process.kill()
@@ -119,6 +122,20 @@ def test_who_comes_later_learns_what_is_open(redis: PrivateRedis) -> None:
             wait_until(lambda: later.ask("views") == "['m', 'n']", what="it has looked")
 
 
+def test_what_a_worker_has_closed_and_not_told_yet_it_does_not_open_again(redis: PrivateRedis) -> None:
+    """Redis may be looked at in the very moment of a change: what it says then is older."""
+    with worker(redis.url) as first, worker(redis.url, 0.2, tells=False) as silent, redis.client() as client:
+        wait_until(lambda: _listeners(redis) == 2, what="both listen")
+        first.fail("m")
+        wait_until(lambda: silent.ask("views") == "['m']", what="the other one hears of it")
+        wait_until(lambda: silent.lets("m") and silent.ask("answer m") == "[]", what="its pause is over")
+        looked = _looks(client)
+
+        wait_until(lambda: _looks(client) >= looked + 4, what="both have looked again")
+        assert silent.ask("views") == "[]"
+        assert first.ask("views") == "['m']"
+
+
 def test_without_redis_each_worker_knows_what_it_met(redis: PrivateRedis) -> None:
     with worker(f"redis://127.0.0.1:{free_port()}/0") as alone:
         alone.fail("m")
@@ -147,6 +164,11 @@ def test_nonsense_in_redis_opens_nothing_and_silences_nobody(redis: PrivateRedis
 
         wait_until(lambda: listening.ask("views") != "[]", what="it hears what makes sense")
         assert listening.ask("views") == "['last']"
+
+
+def _looks(client: Redis) -> int:
+    counted = cast("dict[str, dict[str, int]]", client.info("commandstats"))
+    return counted["cmdstat_eval"]["calls"]
 
 
 def _listeners(redis: PrivateRedis) -> int:
