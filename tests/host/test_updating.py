@@ -18,8 +18,8 @@ from tests.support.host_world import World
 from tests.support.installed_host import AUDIT, WEB, InstalledHost, install
 from tests.support.steady_load import Outcome, SteadyLoad
 
-# The first one that could be updated; the database of the release under test has newer migrations.
-_OLDER_COMMIT = "20ac3b1dd1f3b5719d66f9640b124c7a88fb87c8"
+# The tree under test and one migration more than any older one has.
+_NEWER = "/srv/newer"
 _RELEASES = "/opt/secure_llm_proxy.releases"
 _UPDATE_PATIENCE_S = 600.0
 _STREAM_PAUSE_S = 1.0
@@ -39,6 +39,21 @@ _BROKEN = {
         "raise RuntimeError('broken release')\n_LOOPBACK = ",
     ),
 }
+_MORE = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "8000"
+down_revision = "{newest}"
+branch_labels = None
+depends_on = None
+
+def upgrade() -> None:
+    op.create_table("of_the_newer_release", sa.Column("number", sa.Integer(), primary_key=True))
+
+def downgrade() -> None:
+    op.drop_table("of_the_newer_release")
+"""
 _MIGRATION = """
 revision: str = "9999"
 down_revision: str | None = "{newest}"
@@ -64,9 +79,12 @@ _OTHER_SITE = "server { listen 127.0.0.1:8099; return 200 other; }\n"
 def updated(
     machines: Callable[[str], DebianMachine], world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> InstalledHost:
-    """A machine with the older release in force, its database, and a client's key."""
+    """A machine with an older release in force, its database, a client's key, and the newer release in a folder of its own."""
     machine = machines("updated.example.test")
     _lay_older(machine.files / "srv" / "older")
+    machine.run("cp", "-a", "/src", _NEWER)
+    newest = _newest_migration(ROOT)
+    (_newer(machine) / "migrations/versions/8000_more.py").write_text(_MORE.format(newest=newest), "utf-8")
     folder = tmp_path_factory.mktemp("updated")
     host = install(machine, world, folder, domain="updated.example.test", source="/srv/older")
     (machine.files / "srv" / "older-name").write_text(_in_force(host))
@@ -80,7 +98,7 @@ def test_an_older_release_is_updated_and_gone_back_to_under_load(updated: Instal
 
     _keep_the_hours_backup_away(updated)
     with _load(updated) as on_the_way:
-        there = _update(updated, "/src")
+        there = _update(updated, _NEWER)
     newer = _in_force(updated)
     schema = updated.manage("db", "current").stdout.strip()
 
@@ -88,7 +106,7 @@ def test_an_older_release_is_updated_and_gone_back_to_under_load(updated: Instal
     assert on_the_way.failed == []
     assert newer != older
     assert _releases_that_run(updated) == {newer}
-    assert schema == _newest_migration(ROOT)
+    assert schema == _newest_migration(_newer(updated.machine))
     assert updated.chat().status == 200
     assert exchange in updated.manage("audit", "cat").stdout
     assert updated.manage("audit", "verify", check=False).returncode in {0, 3}
@@ -131,7 +149,7 @@ def test_an_update_that_fails_when_all_is_in_place_takes_back_what_is_its_own_an
     updated: InstalledHost,
 ) -> None:
     machine = updated.machine
-    assert _update(updated, "/src", "--skip-backup").returncode == 0
+    assert _update(updated, _NEWER, "--skip-backup").returncode == 0
     (machine.files / "etc/nginx/conf.d/other.conf").write_text(_OTHER_SITE)
     machine.run("systemctl", "reload", "nginx")
     before, nginx_before = _in_force(updated), _nginx_files(updated)
@@ -161,7 +179,7 @@ def test_an_update_that_fails_when_all_is_in_place_takes_back_what_is_its_own_an
 
     assert taken_back.returncode == 0, taken_back.stderr
     assert _in_force(updated) == before
-    assert updated.manage("db", "current").stdout.strip() == _newest_migration(ROOT)
+    assert updated.manage("db", "current").stdout.strip() == _newest_migration(_newer(machine))
     assert updated.manage("list-users").returncode == 0
 
 
@@ -170,11 +188,11 @@ def test_an_update_that_is_killed_is_repaired_by_the_next(updated: InstalledHost
     _go_back_to_the_older(updated)
     older = _in_force(updated)
     # What it says next meets a closed pipe, and kills it.
-    script = f"/src/scripts/update --offline /wheels --skip-backup 2>&1 | sed '/^{last_words}/q'"
+    script = f"{_NEWER}/scripts/update --offline /wheels --skip-backup 2>&1 | sed '/^{last_words}/q'"
 
     with _load(updated) as outcome:
         killed = _run(updated, "sh", "-c", script)
-        again = _update(updated, "/src", "--skip-backup")
+        again = _update(updated, _NEWER, "--skip-backup")
 
     assert last_words in killed.stdout
     assert again.returncode == 0, again.stderr
@@ -270,24 +288,32 @@ def _newest_migration(tree: Path) -> str:
     return max(path.name.partition("_")[0] for path in (tree / "migrations" / "versions").glob("[0-9]*.py"))
 
 
+def _newer(machine: DebianMachine) -> Path:
+    return machine.files / _NEWER.removeprefix("/")
+
+
 def _lay_older(folder: Path) -> None:
-    """The older commit, with the packages of now: the wheels that are here are those."""
+    """The first commit that could be updated, as far back as this clone goes, with the packages of now: the wheels that are
+    here are those.
+    """
     folder.mkdir()
     archive = folder.with_suffix(".tar")
-    subprocess.run(
-        ["git", "-C", str(ROOT), "-c", "safe.directory=*", "archive", "-o", str(archive), _OLDER_COMMIT],
-        check=True, timeout=60,
-    )  # fmt: skip
+    git = ["git", "-C", str(ROOT), "-c", "safe.directory=*"]
+    commits = subprocess.run(
+        [*git, "log", "--diff-filter=A", "--format=%H", "--", "scripts/update"],
+        check=True, timeout=60, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    subprocess.run([*git, "archive", "-o", str(archive), commits[-1]], check=True, timeout=60)
     subprocess.run(["tar", "-C", str(folder), "-xf", str(archive)], check=True, timeout=60)
     (folder / "requirements.txt").write_bytes((ROOT / "requirements.txt").read_bytes())
 
 
 def _lay_broken(machine: DebianMachine, what: str) -> str:
-    """A copy of the tree under test with one defect; where it is in the machine."""
+    """A copy of the newer release with one defect; where it is in the machine."""
     place, found, instead = _BROKEN[what]
     name = f"broken-{list(_BROKEN).index(what)}"
     machine.run("rm", "-rf", f"/srv/{name}")
-    machine.run("cp", "-a", "/src", f"/srv/{name}")
+    machine.run("cp", "-a", _NEWER, f"/srv/{name}")
     path = machine.files / "srv" / name / place
     if found:
         text = path.read_text("utf-8")
@@ -295,17 +321,20 @@ def _lay_broken(machine: DebianMachine, what: str) -> str:
         path.write_text(text.replace(found, instead, 1), "utf-8")
     else:
         path.write_text(
-            _MIGRATION.format(newest=_newest_migration(ROOT), upgrade="raise RuntimeError('broken release')"), "utf-8"
+            _MIGRATION.format(
+                newest=_newest_migration(_newer(machine)), upgrade="raise RuntimeError('broken release')"
+            ),
+            "utf-8",
         )
     return f"/srv/{name}"
 
 
 def _lay_one_that_fails_at_last(machine: DebianMachine) -> str:
-    """A copy of the tree under test with a migration and a nginx site of its own, whose service does not start."""
+    """A copy of the newer release with a migration and a nginx site of its own, whose service does not start."""
     machine.run("rm", "-rf", "/srv/fails-at-last")
-    machine.run("cp", "-a", "/src", "/srv/fails-at-last")
+    machine.run("cp", "-a", _NEWER, "/srv/fails-at-last")
     tree = machine.files / "srv" / "fails-at-last"
-    migration = _MIGRATION.format(newest=_newest_migration(ROOT), upgrade="pass")
+    migration = _MIGRATION.format(newest=_newest_migration(_newer(machine)), upgrade="pass")
     (tree / "migrations/versions/9999_newer.py").write_text(migration, "utf-8")
     site = tree / "deploy/nginx/secure_llm_proxy.conf"
     site.write_text(site.read_text("utf-8") + "# of the release that fails\n", "utf-8")
