@@ -66,6 +66,7 @@ UNITS = (
     "secure-llm-egress-places.path",
     "secure-llm-egress-wanted.path",
 )
+LOOKS = ("secure-llm-egress.service", PLACES_UNIT, "secure-llm-egress-wanted.service")
 # Link-local, where clouds hand out their machines' credentials, multicast: secure_llm_proxy/upstream/destinations.py (NEVER),
 # and IPAddressDeny= of the web unit; a test holds the three together. Only an address in a URL itself leads there.
 NEVER = (
@@ -802,6 +803,7 @@ def remove(ground: Ground, *, dry_run: bool) -> None:
         sys.stdout.write(f"delete table inet {TABLE}\n")
         return
     _switch_units(ground, "disable")
+    _end_looks()
     # the demand first, then what meets it: killed in between, the web service still starts
     ground.drop_in.unlink(missing_ok=True)
     _reload_units()
@@ -859,6 +861,9 @@ def _resolv_conf(ground: Ground) -> str:
 
 def ask_for_places() -> None:
     """Raises `EgressError`. The unit runs the product's command as the product's user, with its secrets."""
+    # A run that is under way may have read what has changed since: it is waited for, and then comes one of ours.
+    if run("systemctl", "is-active", PLACES_UNIT).stdout.strip() == "activating":
+        run("systemctl", "start", PLACES_UNIT)
     ended = run("systemctl", "start", PLACES_UNIT)
     if ended.returncode != 0:
         raise EgressError(f"{PLACES_UNIT} failed; see: journalctl -u {PLACES_UNIT} -n 20. {ended.stderr.strip()}")
@@ -912,6 +917,15 @@ def _switch_units(ground: Ground, how: str) -> None:
         ended = run("systemctl", how, "--now", "--quiet", *installed)
         if ended.returncode != 0:
             complain(f"systemctl {how} failed: {ended.stderr.strip()}")
+
+
+def _end_looks() -> None:
+    """A look that is under way would find the filter gone, and its unit failed; one for places would write into a file that
+    is gone.
+    """
+    if _SYSTEMD.is_dir():
+        run("systemctl", "stop", *LOOKS)
+        run("systemctl", "reset-failed", *LOOKS)
 
 
 def _reload_units() -> None:

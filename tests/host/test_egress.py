@@ -379,6 +379,19 @@ def test_tables_of_the_hosts_own_are_left_as_they_are(host: InstalledHost, outsi
     assert after == before
 
 
+def test_switched_off_and_on_again_at_once_it_is_on(host: InstalledHost, outside: dict[str, Place]) -> None:
+    """Its timers begin at once when it is switched on: a look is under way when it is switched off, and again when on."""
+    switching = " && ".join(f"{EGRESS} {word}" for word in ("apply", "remove", "apply", "remove", "apply"))
+    host.machine.run("sh", "-c", switching, timeout=300)
+    host.machine.wait_for(
+        "sh", "-c", f"! systemctl show -P ActiveState {' '.join(AT_IT)} | grep -qx activating", what="no look is under way"
+    )  # fmt: skip
+
+    assert host.machine.run("systemctl", "is-failed", *AT_IT, check=False).returncode != 0
+    assert tried(host, {"a stranger": outside["a stranger"]}, user=WEB_USER) == {"a stranger": "refused"}
+    assert host.chat().status == 200
+
+
 def test_flushed_rules_are_back_before_the_service_starts_and_after_a_boot(
     host: InstalledHost, outside: dict[str, Place]
 ) -> None:

@@ -95,7 +95,8 @@ class World:
 
     @contextmanager
     def rotating(self, each_s: float = 1.0) -> Iterator[list[str]]:
-        """Within the block the provider's name leads to another address each second, and to that alone; all of them answer.
+        """Within the block the provider's name leads to another address each second, and to that alone; all of them answer, also
+        afterwards: who asks may know them for a day.
 
         Yields those that were named so far.
         """
@@ -110,7 +111,7 @@ class World:
                 over.wait(each_s)
 
         # One route for all of them: the kernel answers for each.
-        _ip("route", "add", "local", ROTATION, "dev", BRIDGE)
+        _ip("route", "replace", "local", ROTATION, "dev", BRIDGE)
         turning = threading.Thread(target=turn, daemon=True)
         turning.start()
         try:
@@ -119,7 +120,6 @@ class World:
             over.set()
             turning.join(20)
             self.names.names[PROVIDER_NAME] = PROVIDER
-            _ip("route", "delete", "local", ROTATION, "dev", BRIDGE)
 
     @property
     def provider_url(self) -> str:
