@@ -76,7 +76,8 @@ class ManagementRates:
         """Whole seconds until the window has moved on; a whole window when Redis left just now."""
         limit = self._limiter.current_limit
         try:
-            return _WINDOW_S if limit is None else max(1, limit.reset_at - int(time.time()))
+            # Both are rounded away from each other, which may be a second more than the window.
+            return _WINDOW_S if limit is None else min(max(1, limit.reset_at - int(time.time())), _WINDOW_S)
         except (RedisError, OSError):
             return _WINDOW_S
 
