@@ -186,8 +186,9 @@ class DebianMachine:
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {self.name}\n")
         if self._bridge is None:
             return
-        # Patient: the name server is a thread of the tests, and a busy machine may keep it waiting.
-        (etc / "resolv.conf").write_text(f"nameserver {self._gateway}\noptions timeout:5 attempts:2\n")
+        # The name server is a thread of the tests, and a busy machine may lose a question. It is asked again soon: the product
+        # has five seconds to look a name up and to connect.
+        (etc / "resolv.conf").write_text(f"nameserver {self._gateway}\noptions timeout:1 attempts:3\n")
         network = etc / "systemd" / "network"
         network.mkdir(exist_ok=True)
         (network / "10-host0.network").write_text(
